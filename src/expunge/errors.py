@@ -1,0 +1,77 @@
+"""Every error a user can meet; each message says what was seen, why it matters and what to do next."""
+
+
+class ExpungeError(Exception):
+    """Base of all errors that Expunge raises on purpose."""
+
+
+class ForgetSetError(ExpungeError):
+    """The request does not name a usable forget set: empty, everything, out of range, or overlapping the retain set."""
+
+
+class MissingNeedError(ExpungeError):
+    """A method or an audit needs a part of the problem that was not given."""
+
+
+class UnsupportedTaskError(ExpungeError):
+    """A method was asked to work on a kind of task that it is not defined for."""
+
+
+class SettingError(ExpungeError):
+    """A hyper-parameter or option has a value that cannot be used."""
+
+
+class DataError(ExpungeError):
+    """An example cannot be used: unreadable form, or fields that are absent."""
+
+
+class NonFiniteDataError(DataError):
+    """An input holds NaN or infinity."""
+
+
+class LabelError(DataError):
+    """A label lies outside the classes of the task."""
+
+
+class ShapeError(DataError):
+    """Examples disagree in shape with one another or with what the model accepts."""
+
+
+class ModelError(ExpungeError):
+    """A model does not fit the task: wrong number of outputs, no recognisable head."""
+
+
+class NonFiniteModelError(ModelError):
+    """A parameter or buffer of a model holds NaN or infinity."""
+
+
+class ModelChangedError(ModelError):
+    """A method wrote to the original model, which must stay as it was."""
+
+
+class DivergedError(ExpungeError):
+    """Training produced a loss that is NaN or infinite."""
+
+
+class CheckpointError(ExpungeError):
+    """A checkpoint cannot be read, or belongs to another run."""
+
+
+class SavedModelError(ExpungeError):
+    """Files of a saved result are damaged, or the model does not match its record."""
+
+
+class OutputError(ExpungeError):
+    """Something could not be written: no permission, no such folder, or no space left."""
+
+
+class ReferenceModelError(ExpungeError):
+    """The oracles do not serve as a reference, because the recipe failed or ignores its input."""
+
+
+class JobError(ExpungeError):
+    """A job file does not describe a job."""
+
+
+class SourceError(ExpungeError):
+    """A data source or a model source named on the command line cannot be loaded."""

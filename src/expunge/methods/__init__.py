@@ -1,0 +1,24 @@
+"""How to forget: one file an algorithm."""
+
+from expunge.methods.base import Maturity, Method, Need, Tier
+from expunge.methods.fine_tune import FineTune, Stage
+from expunge.methods.gradient_ascent import GradientAscent
+from expunge.methods.neg_grad_plus import NegGradPlus
+from expunge.methods.random_label import RandomLabel
+from expunge.methods.retrain import Retrain
+from expunge.methods.unsir import UNSIR, Noise
+
+__all__ = [
+    "UNSIR",
+    "FineTune",
+    "GradientAscent",
+    "Maturity",
+    "Method",
+    "NegGradPlus",
+    "Need",
+    "Noise",
+    "RandomLabel",
+    "Retrain",
+    "Stage",
+    "Tier",
+]

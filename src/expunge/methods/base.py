@@ -1,0 +1,110 @@
+"""What every method is: settings, needs, a guarantee tier, and one function."""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
+
+from torch import nn
+
+from expunge.errors import MissingNeedError, SettingError, UnsupportedTaskError
+from expunge.problem import Problem
+from expunge.tasks import Task
+from expunge.training import Run
+
+
+class Need(StrEnum):
+    """Parts of a problem that a method cannot do without."""
+
+    FORGET = "forget"
+    RETAIN = "retain"
+    CLASSES = "classes"
+    RECIPE = "recipe"
+
+
+_REMEDIES = {
+    Need.FORGET: "the examples to forget: pass `forget=` a dataset, as `expunge.split` makes it",
+    Need.RETAIN: "retained training data: pass `retain=` a dataset, as `expunge.split` makes it",
+    Need.CLASSES: "whole classes to forget: pass `classes=(3,)`, or split with `classes=[3]`",
+    Need.RECIPE: "a recipe to retrain with: pass `recipe=` a function (dataset, seed) -> model",
+}
+
+
+class Tier(StrEnum):
+    """How far what a method promises goes."""
+
+    EXACT = "exact"
+    CERTIFIED = "certified"
+    CONDITIONAL = "conditional"
+    EMPIRICAL = "empirical"
+
+    @property
+    def meaning(self) -> str:
+        """What the tier promises, in words."""
+        return {
+            Tier.EXACT: "equal in distribution to retraining without the forget set",
+            Tier.CERTIFIED: "(ε, δ)-close to retraining, with every constant enforced or measured",
+            Tier.CONDITIONAL: "(ε, δ)-close to retraining if a declared quantity holds",
+            Tier.EMPIRICAL: "nothing is proven; what an audit measures is all that is known",
+        }[self]
+
+
+class Maturity(StrEnum):
+    """How settled a method's interface and results are."""
+
+    STABLE = "stable"
+    EXPERIMENTAL = "experimental"
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(ABC):
+    """An algorithm that forgets; its fields are its hyper-parameters.
+
+    Attributes:
+        needs: What a problem must hold.
+        tier: What is promised.
+        tasks: Kinds of task it works on.
+        paper: Where it comes from.
+        maturity: How settled it is.
+        presets: Named settings besides the defaults.
+    """
+
+    needs: ClassVar[frozenset[Need]]
+    tier: ClassVar[Tier]
+    paper: ClassVar[str]
+    maturity: ClassVar[Maturity]
+    tasks: ClassVar[tuple[type[Task], ...]] = (Task,)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+
+    @abstractmethod
+    def apply(self, problem: Problem, run: Run) -> nn.Module:
+        """Return a new model that has forgotten; `problem.model` stays as it is."""
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """An instance with named settings, of which some may be changed.
+
+        Raises:
+            SettingError: There is no such preset.
+        """
+        if name not in cls.presets:
+            known = ", ".join(cls.presets) or "none"
+            raise SettingError(f"{cls.__name__} has no preset {name!r}; it has: {known}")
+        return cls(**{**cls.presets[name], **changes})
+
+    def require(self, problem: Problem) -> None:
+        """Raise unless the problem holds what this method needs.
+
+        Raises:
+            MissingNeedError: Something is missing; the message says what to pass.
+            UnsupportedTaskError: The method is not defined for this kind of task.
+        """
+        name = type(self).__name__
+        if not isinstance(problem.task, self.tasks):
+            known = ", ".join(task.__name__ for task in self.tasks)
+            raise UnsupportedTaskError(f"{name} works on {known}, not on {type(problem.task).__name__}")
+        for need in sorted(self.needs):
+            if not getattr(problem, need.value):
+                raise MissingNeedError(f"{name} needs {_REMEDIES[need]}")

@@ -1,0 +1,74 @@
+"""Fine-tuning on the retain set alone: the control for every method that also does something else."""
+
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+from torch import nn
+
+from expunge.data import MapDataset
+from expunge.methods._retained import balanced_subset
+from expunge.methods.base import Maturity, Method, Need, Tier
+from expunge.problem import Problem
+from expunge.tasks import Classification
+from expunge.training import Algorithm, Optimizer, Run, Schedule, Term
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of fine-tuning with one learning rate, for so many `epochs`, or `steps` where that is given."""
+
+    learning_rate: float
+    epochs: float = 1.0
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class FineTune(Method):
+    """Continue training on retained data and let the rest fade.
+
+    With the stages and the subset of another method it is that method's retain-only control.
+
+    Args:
+        stages: Learning rates and lengths, one after the other. Default: 10 epochs at .01 (Jia et al. 2023, code).
+        algorithm: The optimiser. Default: SGD with momentum .9 (ibid.).
+        weight_decay: 5e-4 (ibid.).
+        batch_size: 256 (ibid.).
+        schedule: Of the learning rate within each stage.
+        retain_per_class: Use only so many retained examples of each class (classification only).
+    """
+
+    needs: ClassVar = frozenset({Need.RETAIN})
+    tier: ClassVar = Tier.EMPIRICAL
+    paper: ClassVar = "Jia et al. 2023 (arXiv 2304.04934), baseline FT"
+    maturity: ClassVar = Maturity.STABLE
+
+    stages: tuple[Stage, ...] = (Stage(0.01, epochs=10),)
+    algorithm: Algorithm = Algorithm.SGD
+    weight_decay: float = 5e-4
+    batch_size: int = 256
+    schedule: Schedule = Schedule.CONSTANT
+    retain_per_class: int | None = None
+
+    def apply(self, problem: Problem, run: Run) -> nn.Module:
+        """Run the stages on a copy of the model."""
+        retain = cast(MapDataset, problem.retain)
+        if self.retain_per_class is not None:
+            task = cast(Classification, problem.task)
+            retain = balanced_subset(task, retain, self.retain_per_class, run.generator("retain subset"))
+        model = run.copy(problem.model)
+        for number, stage in enumerate(self.stages, start=1):
+            run.train(
+                "fine-tune" if len(self.stages) == 1 else f"fine-tune-{number}",
+                model,
+                [Term(retain, problem.task.losses, batch_size=self.batch_size)],
+                Optimizer(
+                    stage.learning_rate,
+                    self.algorithm,
+                    momentum=0.9,
+                    weight_decay=self.weight_decay,
+                    schedule=self.schedule,
+                ),
+                steps=stage.steps,
+                epochs=stage.epochs,
+            )
+        return model.eval()

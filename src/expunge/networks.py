@@ -1,0 +1,116 @@
+"""The small networks that demonstrations, benchmarks and tests train; nothing in the library depends on them."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+def mlp(features: int, classes: int, hidden: Sequence[int] = (64, 64)) -> nn.Sequential:
+    """A multilayer perceptron on feature vectors."""
+    widths = [features, *hidden]
+    layers: list[nn.Module] = []
+    for wide, narrow in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(wide, narrow), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
+
+
+def small_cnn(channels: int, classes: int, width: int = 16) -> nn.Sequential:
+    """Two convolution stages and a linear head, for images of 8 pixels a side and more."""
+    return nn.Sequential(
+        *_conv(channels, width),
+        *_conv(width, width),
+        nn.MaxPool2d(2),
+        *_conv(width, 2 * width),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(8 * width, classes),
+    )
+
+
+def all_cnn(channels: int, classes: int, width: int = 96) -> nn.Sequential:
+    """All-CNN-C of Springenberg et al. 2015 (arXiv 1412.6806), with BatchNorm; its head is a 1x1 convolution."""
+    return nn.Sequential(
+        *_conv(channels, width),
+        *_conv(width, width),
+        *_conv(width, width, stride=2),
+        *_conv(width, 2 * width),
+        *_conv(2 * width, 2 * width),
+        *_conv(2 * width, 2 * width, stride=2),
+        *_conv(2 * width, 2 * width),
+        *_conv(2 * width, 2 * width, kernel=1),
+        nn.Conv2d(2 * width, classes, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
+class ResNet9(nn.Module):
+    """The nine-layer residual network of the DAWNBench CIFAR-10 entries (Page 2018)."""
+
+    def __init__(self, channels: int, classes: int, width: int = 64) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*_conv(channels, width), *_conv(width, 2 * width), nn.MaxPool2d(2))
+        self.first = _Residual(*_conv(2 * width, 2 * width), *_conv(2 * width, 2 * width))
+        self.middle = nn.Sequential(
+            *_conv(2 * width, 4 * width), nn.MaxPool2d(2), *_conv(4 * width, 8 * width), nn.MaxPool2d(2)
+        )
+        self.second = _Residual(*_conv(8 * width, 8 * width), *_conv(8 * width, 8 * width))
+        self.pool = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())
+        self.head = nn.Linear(8 * width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits: (batch, classes)."""
+        return self.head(self.pool(self.second(self.middle(self.first(self.stem(images))))))
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 (He et al. 2016) with a 3x3 stem, as usual for 32-pixel images."""
+
+    def __init__(self, channels: int, classes: int, width: int = 64) -> None:
+        super().__init__()
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
+        blocks: list[nn.Module] = []
+        for stage, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            blocks += [_BasicBlock(before, after, stride=1 if stage == 0 else 2), _BasicBlock(after, after)]
+        self.stem = nn.Sequential(*_conv(channels, width))
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(8 * width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits: (batch, classes)."""
+        return self.head(self.pool(self.blocks(self.stem(images))))
+
+
+class _Residual(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + self.layers(images)
+
+
+class _BasicBlock(nn.Module):
+    def __init__(self, before: int, after: int, stride: int = 1) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *_conv(before, after, stride=stride), nn.Conv2d(after, after, 3, padding=1, bias=False), nn.BatchNorm2d(after)
+        )
+        self.shortcut = (
+            nn.Identity()
+            if before == after and stride == 1
+            else nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+        )
+        self.activation = nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.activation(self.layers(images) + self.shortcut(images))
+
+
+def _conv(before: int, after: int, *, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
+    return [
+        nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(),
+    ]

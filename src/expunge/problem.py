@@ -1,0 +1,161 @@
+"""The request: which data a model must forget, and what is known besides."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from expunge.data import LABEL_NAMES, Example, FieldKey, MapDataset, column, field_key, positions, shared_positions
+from expunge.errors import ForgetSetError, NonFiniteModelError, SettingError
+from expunge.tasks import Task
+
+
+class Recipe(Protocol):
+    """How such a model is trained; oracles and relearning use it.
+
+    It must use nothing but the dataset it is given and be a function of the seed.
+    """
+
+    def __call__(self, dataset: MapDataset, seed: int) -> nn.Module:
+        """Train a model on `dataset` from a fresh initialisation drawn with `seed`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A trained model, what it is for, and the data to forget and to keep.
+
+    Args:
+        model: The original, as trained on everything. It is never modified.
+        task: What the model is for.
+        forget: The forget set. It may be absent where only `classes` are known and the method reads no example.
+        retain: The rest of the training data, or the part of it that is still at hand.
+        holdout: Data of the same kind that was never trained on.
+        classes: The classes that `forget` consists of, where whole classes are to be forgotten.
+        recipe: How such a model is trained, for retraining and for oracles.
+
+    Raises:
+        ForgetSetError: Nothing is to be forgotten, nothing would remain, or forget and retain share examples.
+        NonFiniteModelError: The model holds NaN or infinity.
+    """
+
+    model: nn.Module
+    task: Task
+    forget: MapDataset | None = None
+    retain: MapDataset | None = None
+    holdout: MapDataset | None = None
+    classes: tuple[int, ...] = ()
+    recipe: Recipe | None = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without reading an example."""
+        if self.forget is None and not self.classes:
+            raise ForgetSetError("nothing is to be forgotten: pass a `forget` dataset, `classes`, or both")
+        if self.forget is not None and len(self.forget) == 0:
+            raise ForgetSetError("the forget set is empty; check the indices, the column value or the class asked for")
+        if self.retain is not None and len(self.retain) == 0:
+            raise ForgetSetError("the retain set is empty: forgetting everything means discarding the model")
+        if self.forget is not None and self.retain is not None:
+            shared = shared_positions(self.forget, self.retain)
+            if shared:
+                raise ForgetSetError(
+                    f"{shared} examples are in both the forget set and the retain set; use `expunge.split` to part them"
+                )
+        require_finite(self.model)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A dataset parted in two; see `split`."""
+
+    forget: Subset[Any]
+    retain: Subset[Any]
+    indices: Tensor  # (forget,) int64, sorted positions of the forget set in the dataset
+    classes: tuple[int, ...] = ()
+
+
+def split(
+    dataset: MapDataset,
+    *,
+    indices: Sequence[int] | NDArray[Any] | Tensor | None = None,
+    where: Callable[[Example], bool] | None = None,
+    column_is: tuple[FieldKey, Sequence[Any]] | None = None,
+    classes: Sequence[int] | None = None,
+    label: FieldKey | None = None,
+) -> Split:
+    """Part a training set into what is to be forgotten and what is to be kept.
+
+    Give exactly one of the selectors.
+
+    Args:
+        dataset: The data that the model was trained on.
+        indices: Positions of the examples to forget, or a boolean mask over the dataset.
+        where: A predicate that is true of the examples to forget.
+        column_is: A field and the values that mark the examples to forget, as in `("patient_id", ["p-17"])`: all
+            rows of a person at once.
+        classes: Whole classes to forget.
+        label: Field that holds the label, for `classes`; found by its usual names by default.
+
+    Raises:
+        ForgetSetError: No example is selected, or every one; an index is out of range; a value or class is not found.
+
+    Example:
+        >>> data = [("a", 0), ("b", 1), ("c", 0)]
+        >>> parts = split(data, classes=[1])
+        >>> len(parts.forget), len(parts.retain), parts.classes
+        (1, 2, (1,))
+    """
+    given = [name for name, value in
+             [("indices", indices), ("where", where), ("column_is", column_is), ("classes", classes)]
+             if value is not None]  # fmt: skip
+    if len(given) != 1:
+        raise SettingError(f"give exactly one of indices, where, column_is and classes, not {given or 'none'}")
+    length = len(dataset)
+    if length == 0:
+        raise ForgetSetError("the dataset is empty")
+    forgotten: tuple[int, ...] = ()
+    if indices is not None:
+        chosen = positions(indices, length)
+    elif where is not None:
+        chosen = torch.tensor([index for index in range(length) if where(dataset[index])], dtype=torch.long)
+    elif column_is is not None:
+        key, wanted = column_is
+        chosen = _positions_of(column(dataset, key), wanted, f"of field {key!r}")
+    else:
+        forgotten = tuple(sorted({int(label) for label in cast(Sequence[int], classes)}))
+        key = label if label is not None else field_key(dataset[0], LABEL_NAMES, 1, "label")
+        chosen = _positions_of(column(dataset, key), forgotten, "among the classes")
+    if len(chosen) == 0:
+        raise ForgetSetError("the forget set is empty: no example was selected; check what identifies the data")
+    if len(chosen) == length:
+        raise ForgetSetError("the forget set is the whole dataset: forgetting everything means discarding the model")
+    kept = torch.ones(length, dtype=torch.bool)
+    kept[chosen] = False
+    return Split(
+        Subset(cast(Any, dataset), chosen.tolist()),
+        Subset(cast(Any, dataset), kept.nonzero().flatten().tolist()),
+        chosen,
+        forgotten,
+    )
+
+
+def require_finite(model: nn.Module) -> None:
+    """Raise NonFiniteModelError, naming the tensor, where a model holds NaN or infinity."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteModelError(f"{name} of the model holds NaN or infinity; load a sound checkpoint")
+
+
+def _positions_of(values: NDArray[Any], wanted: Sequence[Any], where: str) -> Tensor:
+    missing = [index for index, value in enumerate(wanted) if not np.any(values == value)]
+    if missing:
+        raise ForgetSetError(
+            f"{len(missing)} of the {len(wanted)} values asked for do not occur {where} "
+            f"(by position in the request: {missing[:5]}); check their spelling and type"
+        )
+    return torch.from_numpy(np.flatnonzero(np.isin(values, np.asarray(wanted))))

@@ -1,0 +1,141 @@
+"""Files that are either whole or absent, tensors without pickling, and digests."""
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from expunge.errors import OutputError, SavedModelError
+
+_TEMPORARY_PREFIX = ".expunge-partial-"
+
+
+def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write `content` to `path` so that a reader sees the old file or the new one, never a part.
+
+    Args:
+        path: Where to write; the folder is made where it is missing.
+        content: The whole content.
+        private: Make the file readable by its owner only.
+
+    Raises:
+        OutputError: The folder cannot be written or the disk is full. Nothing half-written stays behind.
+    """
+    with _output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.parent / f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+        try:
+            mode = 0o600 if private else 0o666
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write text as UTF-8, atomically; see `write_bytes`."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, atomically; NaN and infinity are refused because JSON has no such numbers."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Delete what a killed writer left in `folder`."""
+    for path in folder.glob(f"{_TEMPORARY_PREFIX}*"):
+        path.unlink(missing_ok=True)
+
+
+def ensure_writable(folder: Path) -> None:
+    """Raise OutputError unless a file can be written into `folder`, which is made where it is missing."""
+    probe = folder / f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    with _output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = None) -> None:
+    """Write tensors and a JSON-able `metadata` into one safetensors file, atomically.
+
+    Tensors that share memory are written once each, so that tied parameters survive.
+    """
+    independent = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_bytes(path, save(independent, metadata={"json": json.dumps(metadata)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Read what `write_tensors` wrote.
+
+    Returns:
+        The tensors by name, and the metadata.
+
+    Raises:
+        SavedModelError: The file is missing, truncated or not a safetensors file.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:  # pyright: ignore[reportUnknownMemberType]
+            metadata = cast(dict[str, str], file.metadata() or {})
+            tensors = {name: cast(Tensor, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise SavedModelError(f"there is no file {path}; pass the folder that the run was saved to") from error
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise SavedModelError(
+            f"{path} is damaged or is not a safetensors file ({error}); restore it from a copy, or run again"
+        ) from error
+    return tensors, json.loads(metadata.get("json", "null"))
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in order of name: equal exactly when every bit is equal."""
+    state = hashlib.sha256()
+    for name in sorted(tensors):
+        update_digest(state, name.encode())
+        update_digest(state, tensors[name])
+    return state.hexdigest()
+
+
+def digest_model(model: torch.nn.Module) -> str:
+    """SHA-256 of a model's parameters and persistent buffers."""
+    return digest_tensors(model.state_dict())
+
+
+def update_digest(state: "hashlib._Hash", value: Tensor | bytes) -> None:
+    """Feed one value to a running hash, with its type and length, so that no two sequences feed alike."""
+    if isinstance(value, Tensor):
+        dense = value.detach().cpu().contiguous()
+        state.update(f"tensor {dense.dtype} {tuple(dense.shape)} ".encode())
+        state.update(dense.reshape(-1).view(torch.uint8).numpy().data)
+    else:
+        state.update(f"bytes {len(value)} ".encode())
+        state.update(value)
+
+
+@contextmanager
+def _output_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = {
+            errno.ENOSPC: "the disk is full; free some space or choose another folder",
+            errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
+            errno.EACCES: "there is no permission to write there; choose a folder of your own",
+            errno.EROFS: "that file system is read-only; choose another folder",
+        }.get(error.errno or 0, f"{error.strerror or error}; choose another folder")
+        raise OutputError(f"cannot write {path}: {reason}") from error

@@ -1,0 +1,115 @@
+"""Which examples make up each step, as a pure function of seed, phase and step, and fetching them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from expunge.data import MapDataset, View
+from expunge.tasks import Batch, Task
+from expunge.training.objective import Term
+from expunge.training.seeds import derive, generator, seed_globals
+
+
+@dataclass(frozen=True)
+class Request:
+    """One forward pass: which examples of which term this process fetches."""
+
+    term: int
+    positions: Tensor  # (micro batch,) positions in the concatenated parts of the term
+    step_examples: int  # examples of the term in this step, over all processes
+    seed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of examples over a phase."""
+
+    terms: Sequence[Term]
+    steps: int
+    seed: int
+    micro_batch_size: int | None = None
+    rank: int = 0
+    processes: int = 1
+
+    def from_step(self, start: int) -> Iterator[list[Request]]:
+        """For each step from `start` on, the forward passes of this process."""
+        orders: dict[int, tuple[int, Tensor]] = {}
+        for step in range(start, self.steps):
+            requests: list[Request] = []
+            for number, term in enumerate(self.terms):
+                epoch, within = divmod(step, term.steps_per_epoch)
+                if number not in orders or orders[number][0] != epoch:
+                    order = torch.randperm(term.length, generator=generator(self.seed, "order", number, epoch))
+                    orders[number] = epoch, order
+                batch = orders[number][1].tensor_split(term.steps_per_epoch)[within]
+                mine = batch[self.rank :: self.processes]
+                for piece, positions in enumerate(mine.split(self.micro_batch_size or max(len(mine), 1))):
+                    seed = derive(self.seed, "fetch", step, number, piece, self.rank)
+                    requests.append(Request(number, positions, len(batch), seed))
+            yield requests
+
+
+def stream(plan: Plan, task: Task, start: int, workers: int) -> Iterator[list[tuple[Request, Batch]]]:
+    """Fetch the batches of each step in order, in `workers` background processes or in this one."""
+    steps = list(plan.from_step(start)) if workers else plan.from_step(start)
+    if not workers:
+        fetcher = _Fetcher(plan.terms, task)
+        for requests in steps:
+            yield [(request, fetcher[request]) for request in requests]
+        return
+    flat = [request for requests in steps for request in requests]
+    loader = DataLoader(
+        _Fetcher(plan.terms, task),
+        batch_size=None,
+        sampler=cast("Sampler[Any]", flat),
+        num_workers=workers,
+        generator=torch.Generator().manual_seed(plan.seed),
+        collate_fn=_unchanged,
+        persistent_workers=False,
+    )
+    batches = iter(loader)
+    for requests in steps:
+        yield [(request, next(batches)) for request in requests]
+
+
+def fetch(task: Task, parts: Sequence[View], positions: Tensor) -> Batch:
+    """One batch from positions in the concatenation of `parts`."""
+    offsets = np.cumsum([0, *(len(part.indices) for part in parts)])
+    batches: list[Batch] = []
+    for part, low, high in zip(parts, offsets[:-1], offsets[1:], strict=True):
+        chosen = positions[(positions >= int(low)) & (positions < int(high))] - int(low)
+        if len(chosen):
+            columns = part.columns(chosen)
+            batches.append(task.stack(columns) if columns is not None else task.collate(part.examples(chosen)))
+    return batches[0] if len(batches) == 1 else tree_map(_concatenate, *batches)
+
+
+def in_order(task: Task, dataset: MapDataset, batch_size: int) -> Iterator[Batch]:
+    """All examples of a dataset, in their order."""
+    view = View.of(dataset)
+    for positions in torch.arange(len(dataset)).split(batch_size):
+        yield fetch(task, [view], positions)
+
+
+class _Fetcher(Dataset[Batch]):
+    def __init__(self, terms: Sequence[Term], task: Task) -> None:
+        self.views = [[View.of(part) for part in term.parts] for term in terms]
+        self.task = task
+
+    def __getitem__(self, request: Request) -> Batch:
+        seed_globals(request.seed)
+        return fetch(self.task, self.views[request.term], request.positions)
+
+
+def _concatenate(*leaves: Any) -> Any:
+    return torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
+
+
+def _unchanged(batch: Batch) -> Batch:
+    return batch

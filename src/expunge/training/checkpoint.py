@@ -1,0 +1,151 @@
+"""Where a phase stands: model, optimiser and counters in one safetensors file that is whole or absent."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from expunge.errors import CheckpointError, SavedModelError
+from expunge.storage import read_tensors, remove_partial_files, write_tensors
+
+
+class PhaseRecord(BaseModel):
+    """What a phase did and cost.
+
+    Attributes:
+        name: Such as `impair`.
+        steps: Optimiser steps taken.
+        examples: Examples that passed forward and backward, over all processes.
+        seconds: Wall time, without what was lost to a kill.
+        peak_memory_bytes: Largest memory seen: allocated on the device, or resident on a CPU (sampled at each step).
+        history: The objective at each step.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    steps: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    history: list[float] = Field(default_factory=list[float])
+
+
+class _Progress(BaseModel):
+    fingerprint: str
+    record: PhaseRecord
+    complete: bool
+    optimizer: dict[str, Any] | None = None
+    scaler: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """The checkpoints of one run, a file a phase.
+
+    Args:
+        path: The folder.
+        fingerprint: Digest of what the run is; a checkpoint of another run is refused.
+    """
+
+    path: Path
+    fingerprint: str
+
+    def open(self, *, resume: bool) -> None:
+        """Prepare the folder; refuse one that already holds checkpoints unless the run is to be resumed."""
+        if self.path.is_dir():
+            remove_partial_files(self.path)
+            if not resume and any(self.path.glob("*.safetensors")):
+                raise CheckpointError(
+                    f"{self.path} already holds checkpoints; resume that run (resume=True, --resume) or choose "
+                    "another folder"
+                )
+
+    def load(
+        self, index: int, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any
+    ) -> tuple[PhaseRecord, bool] | None:
+        """Put model, optimiser and loss scaler into the state that was saved.
+
+        Returns:
+            The record so far and whether the phase was complete, or None where nothing was saved.
+
+        Raises:
+            CheckpointError: The file is damaged or belongs to another run.
+        """
+        file = self._file(index, name)
+        if not file.exists():
+            return None
+        remedy = "delete that folder and start afresh"
+        try:
+            tensors, metadata = read_tensors(file)
+            saved = _Progress.model_validate(metadata)
+        except (SavedModelError, ValidationError) as error:
+            raise CheckpointError(f"the checkpoint {file} cannot be read ({error}); {remedy}") from error
+        if saved.fingerprint != self.fingerprint:
+            raise CheckpointError(
+                f"the checkpoint {file} belongs to a run with another model, method, seed or data; {remedy}, "
+                "or pass what the interrupted run was given"
+            )
+        model.load_state_dict(_under(tensors, "model."))
+        if not saved.complete:
+            _load_optimizer(optimizer, saved.optimizer or {}, _under(tensors, "optimizer."))
+            if scaler is not None and saved.scaler is not None:
+                scaler.load_state_dict(saved.scaler)
+        return saved.record, saved.complete
+
+    def save(
+        self,
+        index: int,
+        record: PhaseRecord,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: Any,
+        *,
+        complete: bool,
+    ) -> None:
+        """Save where a phase stands, atomically; a complete phase keeps no optimiser state."""
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        settings = None
+        if not complete:
+            settings, state = _split_optimizer(optimizer)
+            tensors |= {f"optimizer.{name}": tensor for name, tensor in state.items()}
+        progress = _Progress(
+            fingerprint=self.fingerprint,
+            record=record,
+            complete=complete,
+            optimizer=settings,
+            scaler=scaler.state_dict() if scaler is not None else None,
+        )
+        write_tensors(self._file(index, record.name), tensors, progress.model_dump())
+
+    def _file(self, index: int, name: str) -> Path:
+        return self.path / f"{index:02d}-{name}.safetensors"
+
+
+def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    whole = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for number, entries in whole["state"].items():
+        plain[str(number)] = {}
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{number}.{name}"] = value
+            else:
+                plain[str(number)][name] = value
+    return {"plain": plain, "groups": whole["param_groups"]}, tensors
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Any]] = {int(number): dict(entries) for number, entries in settings["plain"].items()}
+    for name, tensor in tensors.items():
+        number, entry = name.split(".", 1)
+        state.setdefault(int(number), {})[entry] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": settings["groups"]})
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

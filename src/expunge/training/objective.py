@@ -1,0 +1,126 @@
+"""What is minimised, and how: terms, optimisers, schedules."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expunge.data import MapDataset
+from expunge.errors import SettingError
+from expunge.tasks import Batch
+
+Objective = Callable[[nn.Module, Batch], Tensor]
+"""Maps a model and a batch to one number an example, (batch,), to be made small."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of what a phase minimises: `weight` times the mean of `objective` over batches of `data`.
+
+    Args:
+        data: Where batches are drawn from, or several datasets whose examples are mixed in one batch.
+        objective: One number an example. `task.losses` is one.
+        weight: Negative to maximise.
+        batch_size: Examples a step, over all processes.
+        augment: Applied to each batch on the device, under the step's own seed.
+    """
+
+    data: MapDataset | tuple[MapDataset, ...]
+    objective: Objective
+    weight: float = 1.0
+    batch_size: int = 256
+    augment: Callable[[Batch], Batch] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the batch size and that there are data."""
+        if self.batch_size < 1:
+            raise SettingError(f"batch_size must be at least 1, not {self.batch_size}")
+        if self.length == 0:
+            raise SettingError("there are no examples to train on")
+
+    @property
+    def parts(self) -> tuple[MapDataset, ...]:
+        """The datasets that are mixed."""
+        return self.data if isinstance(self.data, tuple) else (self.data,)
+
+    @property
+    def length(self) -> int:
+        """Number of examples in all parts."""
+        return sum(len(part) for part in self.parts)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in one pass; an epoch is cut into this many batches of nearly equal size."""
+        return math.ceil(self.length / self.batch_size)
+
+
+class Schedule(StrEnum):
+    """How the learning rate moves over a phase."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"
+    ONE_CYCLE = "one-cycle"
+
+    def factor(self, progress: float) -> float:
+        """Factor on the learning rate at `progress` in [0, 1)."""
+        match self:
+            case Schedule.CONSTANT:
+                return 1.0
+            case Schedule.COSINE:
+                return 0.5 * (1 + math.cos(math.pi * progress))
+            case Schedule.ONE_CYCLE:
+                rise = 0.3
+                return 0.04 + 0.96 * progress / rise if progress < rise else (1 - progress) / (1 - rise)
+
+
+class Algorithm(StrEnum):
+    """Optimisation algorithms."""
+
+    ADAM = "adam"
+    ADAMW = "adamw"
+    SGD = "sgd"
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Settings of an optimiser.
+
+    Args:
+        learning_rate: The peak rate.
+        algorithm: `adam`, `adamw` or `sgd`.
+        momentum: Of SGD.
+        nesterov: Of SGD.
+        weight_decay: Coupled for Adam and SGD, decoupled for AdamW.
+        schedule: How the rate moves over the phase.
+        clip_norm: Largest norm of the whole gradient.
+        clip_value: Largest absolute value of one gradient entry.
+    """
+
+    learning_rate: float
+    algorithm: Algorithm = Algorithm.ADAM
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    schedule: Schedule = Schedule.CONSTANT
+    clip_norm: float | None = None
+    clip_value: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the learning rate."""
+        if not self.learning_rate > 0:
+            raise SettingError(f"learning_rate must be above 0, not {self.learning_rate}")
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The torch optimiser."""
+        common: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        match self.algorithm:
+            case Algorithm.ADAM:
+                return torch.optim.Adam(parameters, **common)
+            case Algorithm.ADAMW:
+                return torch.optim.AdamW(parameters, **common)
+            case Algorithm.SGD:
+                return torch.optim.SGD(parameters, momentum=self.momentum, nesterov=self.nesterov, **common)

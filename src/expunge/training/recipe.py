@@ -1,0 +1,54 @@
+"""A recipe for models that are trained on our loop, so that retraining them can be resumed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+from torch import nn
+
+from expunge.data import MapDataset
+from expunge.tasks import Batch, Task
+from expunge.training.objective import Algorithm, Optimizer, Schedule, Term
+from expunge.training.run import Execution, Run
+from expunge.training.seeds import reproducible, seed_globals
+
+DEFAULT_OPTIMIZER = Optimizer(1e-3, Algorithm.ADAM, schedule=Schedule.ONE_CYCLE)
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Train a freshly built network on the task's own losses.
+
+    Args:
+        build: Makes an untrained network; it is called under the seed.
+        task: What the network is for.
+        epochs: Passes over the data.
+        batch_size: Examples a step.
+        optimizer: Adam at 1e-3 with a one-cycle schedule by default.
+        augment: Changes each batch at random; it is called under the step's seed.
+        execution: Device, precision, progress.
+    """
+
+    build: Callable[[], nn.Module]
+    task: Task
+    epochs: float = 10
+    batch_size: int = 128
+    optimizer: Optimizer = DEFAULT_OPTIMIZER
+    augment: Callable[[Batch], Batch] | None = None
+    execution: Execution = field(default_factory=Execution)
+
+    def __call__(self, dataset: MapDataset, seed: int) -> nn.Module:
+        """Train a model on `dataset` with everything random drawn from `seed`."""
+        with reproducible():
+            return self.fit(dataset, Run(self.task, seed, self.execution))
+
+    def fit(self, dataset: MapDataset, run: Run) -> nn.Module:
+        """Train within a run that may have checkpoints; returns the model in evaluation mode."""
+        seed_globals(run.seed, "build")
+        model = run.copy(self.build())
+        run.train("train", model, self._terms(dataset), self.optimizer, epochs=self.epochs)
+        return model.eval()
+
+    def _terms(self, dataset: MapDataset) -> list[Term]:
+        return [Term(dataset, self.task.losses, batch_size=self.batch_size, augment=self.augment)]
+

@@ -1,0 +1,315 @@
+"""The one optimisation loop: a run is a seed, a machine, and a sequence of named phases."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from expunge.errors import DivergedError, SettingError
+from expunge.tasks import Batch, Task
+from expunge.training.batches import Plan, Request, stream
+from expunge.training.checkpoint import CheckpointFolder, PhaseRecord
+from expunge.training.objective import Optimizer, Term
+from expunge.training.progress import Bar, bar
+from expunge.training.seeds import derive, generator, seed_globals
+
+Watch = Callable[[int], bool | None]
+"""Called after each step with the number of steps taken; returns True to end the phase there."""
+
+_STEPS_BETWEEN_LOSS_CHECKS = 16
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How computations run; none of it changes what is computed beyond rounding.
+
+    Args:
+        device: `cpu` to stay off an accelerator; by default the one that is there.
+        precision: `fp16` or `bf16` for mixed precision; parameters stay in float32.
+        channels_last: Keep images and convolution weights in channels-last memory.
+        micro_batch_size: Most examples in one forward pass; larger batches are accumulated. In training mode
+            BatchNorm then sees the smaller batches.
+        workers: Background processes that fetch examples; of use where reading an example is slow.
+        checkpoint_seconds: Time between checkpoints within a phase.
+        progress: Show progress bars on a terminal.
+    """
+
+    device: Literal["cpu"] | None = None
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    channels_last: bool = False
+    micro_batch_size: int | None = None
+    workers: int = 0
+    checkpoint_seconds: float = 30.0
+    progress: bool = True
+
+    def accelerator(self) -> Accelerator:
+        """An accelerator of these settings; under `accelerate launch` it spans the processes.
+
+        Raises:
+            SettingError: This process already computes in another precision or on another device.
+        """
+        try:
+            return Accelerator(mixed_precision=self.precision, cpu=self.device == "cpu")
+        except ValueError as error:
+            if not AcceleratorState().initialized:
+                raise
+            raise SettingError(
+                f"this process already runs accelerate with other settings ({error}); use the same precision and "
+                "device throughout, or start a new process"
+            ) from error
+
+
+class Run:
+    """Carries out phases for a method: each with progress, history, cost, checkpoint and resume.
+
+    The order of examples and all randomness of a step are functions of (seed, phase, step) alone, so a run that was
+    killed continues to the bits it would have reached.
+
+    Args:
+        task: How examples become batches.
+        seed: Seed of everything random.
+        execution: Device, precision, memory, progress.
+        checkpoints: Where phases are saved, if anywhere.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        seed: int = 0,
+        execution: Execution | None = None,
+        checkpoints: CheckpointFolder | None = None,
+    ) -> None:
+        self.task = task
+        self.seed = seed
+        self.execution = execution or Execution()
+        self.checkpoints = checkpoints
+        self.accelerator = self.execution.accelerator()
+        self.phases: list[PhaseRecord] = []
+
+    @property
+    def device(self) -> torch.device:
+        """Where models and batches live."""
+        return self.accelerator.device
+
+    def copy(self, model: nn.Module) -> nn.Module:
+        """A trainable copy on the device, to be changed and returned by a method."""
+        duplicate = copy.deepcopy(model).requires_grad_(True).to(self.device)
+        return _channels_last(duplicate) if self.execution.channels_last else duplicate
+
+    def frozen(self, model: nn.Module) -> nn.Module:
+        """A copy on the device in evaluation mode whose parameters take no gradient."""
+        return self.copy(model).requires_grad_(False).eval()
+
+    def generator(self, *labels: str | int) -> torch.Generator:
+        """A CPU generator for one purpose within this run."""
+        return generator(self.seed, *labels)
+
+    def to_device(self, batch: Batch) -> Batch:
+        """A batch where the model is."""
+        moved = send_to_device(batch, self.device)
+        return tree_map(_images_channels_last, moved) if self.execution.channels_last else moved
+
+    def train(
+        self,
+        phase: str,
+        model: nn.Module,
+        terms: Sequence[Term],
+        optimizer: Optimizer,
+        *,
+        steps: int | None = None,
+        epochs: float | None = None,
+        batch_statistics: bool = True,
+        watch: Watch | None = None,
+    ) -> PhaseRecord:
+        """Train `model` in place until the sum of `terms` has been minimised for so many steps.
+
+        Args:
+            phase: Name, unique within the run.
+            model: What is trained: the parameters that require a gradient.
+            terms: What is minimised.
+            optimizer: How.
+            steps: Number of optimiser steps; or
+            epochs: Passes over the first term, of which fractions count.
+            batch_statistics: Train mode (dropout on, BatchNorm uses and updates its statistics); otherwise
+                evaluation mode.
+            watch: Called after each step; may end the phase.
+
+        Raises:
+            DivergedError: The objective became NaN or infinite.
+        """
+        total = steps if steps is not None else math.ceil((epochs or 0) * terms[0].steps_per_epoch)
+        if total < 1:
+            raise SettingError(f"phase {phase!r} has {total} steps; give `steps` or `epochs` so that there is one")
+        smallest = min(term.batch_size for term in terms)
+        if smallest < self.accelerator.num_processes:
+            raise SettingError(f"a batch of {smallest} cannot be parted among {self.accelerator.num_processes}")
+        loop = _Loop(self, phase, model, terms, optimizer, total, batch_statistics)
+        record = loop.run(watch)
+        self.phases.append(record)
+        return record
+
+
+class _Loop:
+    """One phase under way."""
+
+    def __init__(
+        self,
+        run: Run,
+        phase: str,
+        model: nn.Module,
+        terms: Sequence[Term],
+        optimizer: Optimizer,
+        steps: int,
+        batch_statistics: bool,
+    ) -> None:
+        self.run_, self.terms, self.steps, self.model = run, terms, steps, model
+        self.accelerator, self.settings = run.accelerator, optimizer
+        self.seed = derive(run.seed, "phase", phase)
+        self.batch_statistics = batch_statistics
+        self.index = len(run.phases)
+        self.record = PhaseRecord(name=phase)
+        self.optimizer = optimizer.build(parameter for parameter in model.parameters() if parameter.requires_grad)
+        self.pending: list[Tensor] = []
+
+    def run(self, watch: Watch | None) -> PhaseRecord:
+        model = self.model.to(self.run_.device)
+        saved = None
+        if self.run_.checkpoints is not None:
+            saved = self.run_.checkpoints.load(
+                self.index, self.record.name, model, self.optimizer, self.accelerator.scaler
+            )
+        if saved is not None:
+            self.record, complete = saved
+            if complete:
+                return self.record
+        plan = Plan(
+            self.terms,
+            self.steps,
+            self.seed,
+            self.run_.execution.micro_batch_size,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        wrapped, stepper = cast("tuple[nn.Module, Any]", self.accelerator.prepare(model, self.optimizer))
+        wrapped.train(self.batch_statistics)
+        memory = _MemoryWatch(self.run_.device)
+        last_saved = last_timed = time.monotonic()
+        enabled = self.run_.execution.progress and self.accelerator.is_local_main_process
+        with bar(self.record.name, self.steps, done=self.record.steps, enabled=enabled) as display:
+            batches = stream(plan, self.run_.task, self.record.steps, self.run_.execution.workers)
+            for requests in batches:
+                self._step(wrapped, stepper, requests)
+                now = time.monotonic()
+                self.record.seconds += now - last_timed
+                self.record.peak_memory_bytes = max(self.record.peak_memory_bytes, memory.peak())
+                last_timed = now
+                if len(self.pending) >= _STEPS_BETWEEN_LOSS_CHECKS:
+                    self._collect_losses(display)
+                stop = watch is not None and bool(watch(self.record.steps))
+                wrapped.train(self.batch_statistics)
+                if stop:
+                    break
+                if now - last_saved >= self.run_.execution.checkpoint_seconds and self.record.steps < self.steps:
+                    self._collect_losses(display)
+                    self._save(complete=False)
+                    last_saved = time.monotonic()
+                last_timed = time.monotonic()
+            self._collect_losses(display)
+        self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
+        self._save(complete=True)
+        return self.record
+
+    def _step(self, model: nn.Module, stepper: Any, requests: list[tuple[Request, Batch]]) -> None:
+        step = self.record.steps
+        seed_globals(self.seed, "step", step, self.accelerator.process_index)
+        factor = self.settings.schedule.factor(step / self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * factor
+        total = torch.zeros((), device=self.run_.device)
+        for number, (request, batch) in enumerate(requests):
+            synchronise = number == len(requests) - 1
+            with nullcontext() if synchronise else self.accelerator.no_sync(model):
+                total += self._backward(model, request, batch)
+        if self.settings.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(model.parameters(), self.settings.clip_norm)
+        if self.settings.clip_value is not None:
+            self.accelerator.clip_grad_value_(model.parameters(), self.settings.clip_value)
+        stepper.step()
+        stepper.zero_grad()
+        self.record.steps += 1
+        self.record.examples += sum(
+            request.step_examples for request in {request.term: request for request, _ in requests}.values()
+        )
+        self.pending.append(total)
+
+    def _backward(self, model: nn.Module, request: Request, batch: Batch) -> Tensor:
+        term = self.terms[request.term]
+        moved = self.run_.to_device(batch)
+        values = term.objective(model, moved if term.augment is None else term.augment(moved))
+        share = term.weight * values.sum() / request.step_examples
+        self.accelerator.backward(share * self.accelerator.num_processes)
+        return share.detach()
+
+    def _collect_losses(self, display: Bar) -> None:
+        if not self.pending:
+            return
+        summed = cast(Tensor, self.accelerator.reduce(torch.stack(self.pending), reduction="sum"))
+        losses = cast(list[float], summed.tolist())
+        display.advance(len(losses), f"loss {losses[-1]:.4g}")
+        for offset, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the objective of phase {self.record.name!r} became {loss} at step "
+                    f"{self.record.steps - len(losses) + offset + 1}; lower the learning rate, or set clip_norm"
+                )
+        self.record.history += losses
+        self.pending.clear()
+
+    def _save(self, *, complete: bool) -> None:
+        folder = self.run_.checkpoints
+        if folder is not None:
+            if self.accelerator.is_main_process:
+                folder.save(
+                    self.index,
+                    self.record,
+                    self.model,
+                    self.optimizer,
+                    self.accelerator.scaler,
+                    complete=complete,
+                )
+            self.accelerator.wait_for_everyone()
+
+
+class _MemoryWatch:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.process = psutil.Process()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def peak(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return int(self.process.memory_info().rss)
+
+
+def _channels_last(model: nn.Module) -> nn.Module:
+    return model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportUnknownVariableType]
+
+
+def _images_channels_last(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor) and leaf.ndim == 4:
+        return leaf.contiguous(memory_format=torch.channels_last)
+    return leaf

@@ -1,0 +1,54 @@
+"""The one place where randomness begins.
+
+Every random choice is drawn from a seed derived by hashing the run's seed with a label that says what it is for, such
+as a phase and a step. Nothing depends on how much was drawn before, so a run that is resumed needs no generator state.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def derive(seed: int, *labels: str | int) -> int:
+    """A seed for one purpose: the first 63 bits of a SHA-256 over `seed` and the labels."""
+    text = "\x1f".join(str(part) for part in (seed, *labels))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *labels: str | int) -> torch.Generator:
+    """A CPU generator for one purpose."""
+    return torch.Generator().manual_seed(derive(seed, *labels))
+
+
+def seed_globals(seed: int, *labels: str | int) -> None:
+    """Seed the generators of Python, numpy and torch, for code that cannot be handed one (dropout, augmentation)."""
+    derived = derive(seed, *labels)
+    random.seed(derived)
+    np.random.seed(derived % 2**32)
+    torch.manual_seed(derived)
+
+
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """Use deterministic kernels inside, and leave the caller's generators and settings as they were.
+
+    Kernels without a deterministic form still run; bits are then equal from run to run only as far as those allow.
+    """
+    state = random.getstate(), np.random.get_state()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.backends.cudnn.benchmark = benchmark
+            random.setstate(state[0])
+            np.random.set_state(state[1])

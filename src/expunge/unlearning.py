@@ -1,0 +1,266 @@
+"""From a problem and a method to a model that has forgotten, and the record of how."""
+
+import dataclasses
+import platform
+import secrets
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+from torch.utils.data import Subset
+
+from expunge.data import MapDataset, digest_dataset
+from expunge.errors import ModelChangedError, ModelError, SavedModelError
+from expunge.methods import Method, Tier
+from expunge.problem import Problem, require_finite
+from expunge.storage import digest_model, digest_tensors, ensure_writable, read_tensors, write_bytes, write_json, \
+    write_tensors
+from expunge.training import CheckpointFolder, Execution, PhaseRecord, Run, over_batches, reproducible, seed_globals
+
+MODEL_FILE = "model.safetensors"
+RECORD_FILE = "record.json"
+KEY_FILE = "forget.key"
+
+
+class DataRecord(BaseModel):
+    """A dataset of the problem: how many examples, and a keyed digest (see `expunge.data.digest_dataset`)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    examples: int
+    digest: str
+
+
+class Record(BaseModel):
+    """What was done to a model: enough to repeat it, and nothing about anyone's data.
+
+    Digests of data are keyed with a secret that is kept in a file of its own. Without that file nobody can test a
+    guess about who was forgotten; with it the owner can prove which set was meant.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = 1
+    method: str
+    settings: dict[str, Any]
+    seed: int
+    guarantee: Tier
+    classes: list[int]
+    data: dict[str, DataRecord]
+    original_digest: str
+    result_digest: str
+    phases: list[PhaseRecord]
+    seconds: float
+    examples: int
+    peak_memory_bytes: int
+    execution: dict[str, Any]
+    versions: dict[str, str]
+    finished: datetime
+
+
+@dataclasses.dataclass(frozen=True)
+class Unlearned:
+    """A model after forgetting.
+
+    Attributes:
+        model: The new model, in evaluation mode.
+        record: What was done.
+        problem: What was asked for.
+        key: The secret of the record's data digests.
+    """
+
+    model: nn.Module
+    record: Record
+    problem: Problem = dataclasses.field(repr=False)
+    key: bytes = dataclasses.field(repr=False)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the weights, the record and, readable by the owner only, the key.
+
+        Raises:
+            OutputError: The folder cannot be written or the disk is full; files already there stay as they were.
+        """
+        folder = Path(folder)
+        write_tensors(folder / MODEL_FILE, self.model.state_dict(), {"digest": self.record.result_digest})
+        write_bytes(folder / KEY_FILE, self.key, private=True)
+        write_json(folder / RECORD_FILE, self.record.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, folder: str | Path, problem: Problem) -> "Unlearned":
+        """Read what `save` wrote.
+
+        Args:
+            folder: Where it was saved.
+            problem: The problem it answers; its model gives the architecture and must be the recorded original.
+
+        Raises:
+            SavedModelError: A file is missing or damaged, or weights and record do not belong together.
+        """
+        folder = Path(folder)
+        record = read_record(folder)
+        tensors, _ = read_tensors(folder / MODEL_FILE)
+        if digest_tensors(tensors) != record.result_digest:
+            raise SavedModelError(
+                f"{folder / MODEL_FILE} does not match {RECORD_FILE}: the weights were changed or belong to another "
+                "run; restore both files from the same run"
+            )
+        if digest_model(problem.model) != record.original_digest:
+            raise SavedModelError(
+                f"the problem's model is not the original that {folder / RECORD_FILE} speaks of; load the weights "
+                "that unlearning started from"
+            )
+        model = Run(problem.task, execution=Execution(device="cpu")).copy(problem.model).eval()
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise SavedModelError(f"the saved weights do not fit the problem's model: {error}") from error
+        return cls(model, record, problem, _read_key(folder / KEY_FILE))
+
+
+def unlearn(
+    problem: Problem,
+    method: Method,
+    *,
+    seed: int = 0,
+    execution: Execution | None = None,
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = False,
+) -> Unlearned:
+    """Make a copy of a model forget.
+
+    Args:
+        problem: The model, the data to forget and to keep.
+        method: An instance of a method, as in `UNSIR()`.
+        seed: Seed of everything random; the same seed on the same machine gives the same bits.
+        execution: Device, precision, memory, progress.
+        checkpoint_dir: Keep checkpoints here, so that a run that was killed can go on.
+        resume: Go on from the checkpoints in `checkpoint_dir`.
+
+    Returns:
+        The new model and the record. The problem's model is left as it was.
+
+    Raises:
+        MissingNeedError: The method needs something that the problem lacks.
+        DataError: An example cannot be used with the model.
+        DivergedError: The objective became NaN or infinite.
+        CheckpointError: There are checkpoints that cannot be used.
+
+    Example:
+        >>> import expunge
+        >>> result = expunge.unlearn(problem, expunge.UNSIR(), seed=0)  # doctest: +SKIP
+    """
+    method.require(problem)
+    execution = execution or Execution()
+    original_digest = digest_model(problem.model)
+    folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
+    key = _key_for(folder, resume=resume)
+    data = {
+        name: DataRecord(examples=len(dataset), digest=digest_dataset(dataset, key))
+        for name, dataset in (("forget", problem.forget), ("retain", problem.retain), ("holdout", problem.holdout))
+        if dataset is not None
+    }
+    settings = _plain(dataclasses.asdict(method))
+    checkpoints = None
+    if folder is not None:
+        identity = (type(method).__name__, settings, seed, original_digest, data, problem.classes)
+        checkpoints = CheckpointFolder(folder, digest_tensors({repr(identity): torch.empty(0)}))
+        checkpoints.open(resume=resume)
+        write_bytes(folder / KEY_FILE, key, private=True)
+    with reproducible():
+        seed_globals(seed, "method")
+        run = Run(problem.task, seed, execution, checkpoints)
+        _probe(problem, run)
+        started = time.monotonic()
+        model = method.apply(problem, run)
+        seconds = time.monotonic() - started
+    require_finite(model)
+    if digest_model(problem.model) != original_digest:
+        raise ModelChangedError(
+            f"{type(method).__name__} wrote to the original model; a method must work on `run.copy(problem.model)`"
+        )
+    record = Record(
+        method=type(method).__name__,
+        settings=settings,
+        seed=seed,
+        guarantee=method.tier,
+        classes=list(problem.classes),
+        data=data,
+        original_digest=original_digest,
+        result_digest=digest_model(model),
+        phases=run.phases,
+        seconds=max(seconds, sum(phase.seconds for phase in run.phases)),
+        examples=sum(phase.examples for phase in run.phases),
+        peak_memory_bytes=max((phase.peak_memory_bytes for phase in run.phases), default=0),
+        execution=_describe(run),
+        versions={name: version(name) for name in ("expunge", "torch", "accelerate", "transformers")}
+        | {"python": platform.python_version()},
+        finished=datetime.now(UTC),
+    )
+    return Unlearned(model, record, problem, key)
+
+
+def read_record(folder: str | Path) -> Record:
+    """Read the record of a saved run.
+
+    Raises:
+        SavedModelError: It is missing, damaged, or of another version.
+    """
+    path = Path(folder) / RECORD_FILE
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise SavedModelError(f"there is no {path}; pass the folder that a run was saved to") from error
+    except ValidationError as error:
+        raise SavedModelError(f"{path} is damaged or of another version: {error}") from error
+
+
+def _probe(problem: Problem, run: Run) -> None:
+    """Pass one example of each set through the model, so that a mismatch shows before anything is computed."""
+    model = run.frozen(problem.model)
+    for dataset in (problem.forget, problem.retain, problem.holdout):
+        if dataset is not None:
+            for losses in over_batches(run, model, _first(dataset), run.task.losses):
+                if not bool(torch.isfinite(losses).all()):
+                    raise ModelError("the model gives a loss that is NaN or infinite on its own data; check the model")
+
+
+def _first(dataset: MapDataset) -> MapDataset:
+    return Subset(dataset, [0])  # pyright: ignore[reportArgumentType]
+
+
+def _key_for(folder: Path | None, *, resume: bool) -> bytes:
+    if folder is not None:
+        ensure_writable(folder)
+        if resume and (folder / KEY_FILE).exists():
+            return _read_key(folder / KEY_FILE)
+    return secrets.token_bytes(32)
+
+
+def _read_key(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SavedModelError(f"the key {path} cannot be read ({error.strerror}); restore it from a copy") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(entry) for entry in value]
+    return value.value if isinstance(value, Enum) else value
+
+
+def _describe(run: Run) -> dict[str, Any]:
+    return dataclasses.asdict(run.execution) | {
+        "device": str(run.device),
+        "processes": run.accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+    }
