@@ -1,5 +1,6 @@
 """Expunge removes chosen training data from a trained model and measures how far that worked."""
 
+from expunge.audit import AuditSettings, Evidence, Relearning, Verdict, audit
 from expunge.errors import ExpungeError
 from expunge.methods import (
     UNSIR,
@@ -7,8 +8,8 @@ from expunge.methods import (
     GradientAscent,
     Maturity,
     Method,
-    NegGradPlus,
     Need,
+    NegGradPlus,
     Noise,
     RandomLabel,
     Retrain,
@@ -23,21 +24,24 @@ from expunge.unlearning import Record, Unlearned, unlearn
 __all__ = [
     "UNSIR",
     "Algorithm",
+    "AuditSettings",
     "Classification",
+    "Evidence",
     "Execution",
     "ExpungeError",
     "FineTune",
     "GradientAscent",
     "Maturity",
     "Method",
-    "NegGradPlus",
     "Need",
+    "NegGradPlus",
     "Noise",
     "Optimizer",
     "Problem",
     "RandomLabel",
     "Recipe",
     "Record",
+    "Relearning",
     "Retrain",
     "Run",
     "Schedule",
@@ -48,6 +52,8 @@ __all__ = [
     "Term",
     "Tier",
     "Unlearned",
+    "Verdict",
+    "audit",
     "split",
     "unlearn",
 ]

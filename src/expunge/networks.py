@@ -95,7 +95,9 @@ class _BasicBlock(nn.Module):
     def __init__(self, before: int, after: int, stride: int = 1) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            *_conv(before, after, stride=stride), nn.Conv2d(after, after, 3, padding=1, bias=False), nn.BatchNorm2d(after)
+            *_conv(before, after, stride=stride),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
         )
         self.shortcut = (
             nn.Identity()

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -31,17 +31,31 @@ def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
     Raises:
         OutputError: The folder cannot be written or the disk is full. Nothing half-written stays behind.
     """
-    with _output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-        try:
-            mode = 0o600 if private else 0o666
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
+    write_files({path: content}, private={path} if private else frozenset())
+
+
+def write_files(contents: Mapping[Path, bytes], *, private: Set[Path] = frozenset()) -> None:
+    """Write several files; none of them is touched before all have reached the disk under temporary names.
+
+    Args:
+        contents: What to write where; folders are made where they are missing.
+        private: Those to make readable by their owner only.
+
+    Raises:
+        OutputError: A folder cannot be written or the disk is full. Nothing half-written stays behind.
+    """
+    staged: dict[Path, Path] = {}
+    try:
+        for path, content in contents.items():
+            with _output_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                staged[path] = path.parent / f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+                _write_through(staged[path], content, 0o600 if path in private else 0o666)
+        for path, temporary in staged.items():
+            with _output_errors(path):
+                temporary.replace(path)
+    finally:
+        for temporary in staged.values():
             with suppress(FileNotFoundError):
                 temporary.unlink()
 
@@ -53,7 +67,12 @@ def write_text(path: Path, content: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically; NaN and infinity are refused because JSON has no such numbers."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_bytes(path, json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
 def remove_partial_files(folder: Path) -> None:
@@ -76,8 +95,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = Non
 
     Tensors that share memory are written once each, so that tied parameters survive.
     """
+    write_bytes(path, tensors_bytes(tensors, metadata))
+
+
+def tensors_bytes(tensors: Mapping[str, Tensor], metadata: Any = None) -> bytes:
+    """What `write_tensors` writes; a digest inside lets `read_tensors` notice damage."""
     independent = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_bytes(path, save(independent, metadata={"json": json.dumps(metadata)}))
+    text = json.dumps(metadata)
+    return save(independent, metadata={"json": text, "digest": _digest_content(independent, text)})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -87,19 +112,22 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         The tensors by name, and the metadata.
 
     Raises:
-        SavedModelError: The file is missing, truncated or not a safetensors file.
+        SavedModelError: The file is missing, truncated, changed, or not a safetensors file of ours.
     """
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:  # pyright: ignore[reportUnknownMemberType]
             metadata = cast(dict[str, str], file.metadata() or {})
             tensors = {name: cast(Tensor, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+        text = metadata.get("json", "")
+        if metadata.get("digest") != _digest_content(tensors, text):
+            raise ValueError("its content does not have the digest that was written with it")
     except FileNotFoundError as error:
         raise SavedModelError(f"there is no file {path}; pass the folder that the run was saved to") from error
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise SavedModelError(
             f"{path} is damaged or is not a safetensors file ({error}); restore it from a copy, or run again"
         ) from error
-    return tensors, json.loads(metadata.get("json", "null"))
+    return tensors, json.loads(text)
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -125,6 +153,19 @@ def update_digest(state: "hashlib._Hash", value: Tensor | bytes) -> None:
     else:
         state.update(f"bytes {len(value)} ".encode())
         state.update(value)
+
+
+def _digest_content(tensors: Mapping[str, Tensor], text: str) -> str:
+    state = hashlib.sha256(digest_tensors(tensors).encode())
+    update_digest(state, text.encode())
+    return state.hexdigest()
+
+
+def _write_through(path: Path, content: bytes, mode: int) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager

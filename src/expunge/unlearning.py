@@ -1,5 +1,6 @@
 """From a problem and a method to a model that has forgotten, and the record of how."""
 
+import copy
 import dataclasses
 import platform
 import secrets
@@ -9,19 +10,28 @@ from datetime import UTC, datetime
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+from accelerate.utils import broadcast_object_list
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 from torch.utils.data import Subset
 
 from expunge.data import MapDataset, digest_dataset
-from expunge.errors import ModelChangedError, ModelError, SavedModelError
+from expunge.errors import DivergedError, ModelChangedError, ModelError, NonFiniteModelError, SavedModelError
 from expunge.methods import Method, Tier
 from expunge.problem import Problem, require_finite
-from expunge.storage import digest_model, digest_tensors, ensure_writable, read_tensors, write_bytes, write_json, \
-    write_tensors
+from expunge.storage import (
+    digest_model,
+    digest_tensors,
+    ensure_writable,
+    json_bytes,
+    read_tensors,
+    tensors_bytes,
+    write_bytes,
+    write_files,
+)
 from expunge.training import CheckpointFolder, Execution, PhaseRecord, Run, over_batches, reproducible, seed_globals
 
 MODEL_FILE = "model.safetensors"
@@ -88,9 +98,12 @@ class Unlearned:
             OutputError: The folder cannot be written or the disk is full; files already there stay as they were.
         """
         folder = Path(folder)
-        write_tensors(folder / MODEL_FILE, self.model.state_dict(), {"digest": self.record.result_digest})
-        write_bytes(folder / KEY_FILE, self.key, private=True)
-        write_json(folder / RECORD_FILE, self.record.model_dump(mode="json"))
+        contents = {
+            folder / MODEL_FILE: tensors_bytes(self.model.state_dict()),
+            folder / KEY_FILE: self.key,
+            folder / RECORD_FILE: json_bytes(self.record.model_dump(mode="json")),
+        }
+        write_files(contents, private={folder / KEY_FILE})
 
     @classmethod
     def load(cls, folder: str | Path, problem: Problem) -> "Unlearned":
@@ -116,7 +129,7 @@ class Unlearned:
                 f"the problem's model is not the original that {folder / RECORD_FILE} speaks of; load the weights "
                 "that unlearning started from"
             )
-        model = Run(problem.task, execution=Execution(device="cpu")).copy(problem.model).eval()
+        model = copy.deepcopy(problem.model).requires_grad_(True).eval()
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
@@ -157,30 +170,22 @@ def unlearn(
         >>> result = expunge.unlearn(problem, expunge.UNSIR(), seed=0)  # doctest: +SKIP
     """
     method.require(problem)
-    execution = execution or Execution()
     original_digest = digest_model(problem.model)
-    folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
-    key = _key_for(folder, resume=resume)
-    data = {
-        name: DataRecord(examples=len(dataset), digest=digest_dataset(dataset, key))
-        for name, dataset in (("forget", problem.forget), ("retain", problem.retain), ("holdout", problem.holdout))
-        if dataset is not None
-    }
     settings = _plain(dataclasses.asdict(method))
-    checkpoints = None
-    if folder is not None:
-        identity = (type(method).__name__, settings, seed, original_digest, data, problem.classes)
-        checkpoints = CheckpointFolder(folder, digest_tensors({repr(identity): torch.empty(0)}))
-        checkpoints.open(resume=resume)
-        write_bytes(folder / KEY_FILE, key, private=True)
+    folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
+    run = Run(problem.task, seed, execution)
+    key = _key_for(run, folder, resume=resume)
     with reproducible():
+        data = _describe_data(problem, key)
+        if folder is not None:
+            identity = (type(method).__name__, settings, seed, original_digest, data, problem.classes)
+            run.checkpoints = CheckpointFolder(folder, digest_tensors({repr(identity): torch.empty(0)}))
         seed_globals(seed, "method")
-        run = Run(problem.task, seed, execution, checkpoints)
         _probe(problem, run)
         started = time.monotonic()
         model = method.apply(problem, run)
         seconds = time.monotonic() - started
-    require_finite(model)
+    _require_converged(model)
     if digest_model(problem.model) != original_digest:
         raise ModelChangedError(
             f"{type(method).__name__} wrote to the original model; a method must work on `run.copy(problem.model)`"
@@ -221,6 +226,24 @@ def read_record(folder: str | Path) -> Record:
         raise SavedModelError(f"{path} is damaged or of another version: {error}") from error
 
 
+def _describe_data(problem: Problem, key: bytes) -> dict[str, DataRecord]:
+    seed_globals(0, "digest")  # a dataset that augments at random must give the same digest each time
+    return {
+        name: DataRecord(examples=len(dataset), digest=digest_dataset(dataset, key))
+        for name, dataset in (("forget", problem.forget), ("retain", problem.retain), ("holdout", problem.holdout))
+        if dataset is not None
+    }
+
+
+def _require_converged(model: nn.Module) -> None:
+    try:
+        require_finite(model)
+    except NonFiniteModelError as error:
+        raise DivergedError(
+            f"the last step made the model NaN or infinite ({error}); lower the learning rate, or set clip_norm"
+        ) from error
+
+
 def _probe(problem: Problem, run: Run) -> None:
     """Pass one example of each set through the model, so that a mismatch shows before anything is computed."""
     model = run.frozen(problem.model)
@@ -235,12 +258,23 @@ def _first(dataset: MapDataset) -> MapDataset:
     return Subset(dataset, [0])  # pyright: ignore[reportArgumentType]
 
 
-def _key_for(folder: Path | None, *, resume: bool) -> bytes:
-    if folder is not None:
-        ensure_writable(folder)
-        if resume and (folder / KEY_FILE).exists():
-            return _read_key(folder / KEY_FILE)
-    return secrets.token_bytes(32)
+def _key_for(run: Run, folder: Path | None, *, resume: bool) -> bytes:
+    """The key of the data digests, the same in every process; the folder is opened by the main process alone."""
+    key = b""
+    if run.accelerator.is_main_process:
+        key = secrets.token_bytes(32) if folder is None else _open_folder(folder, resume=resume)
+    return cast(list[bytes], broadcast_object_list([key]))[0]
+
+
+def _open_folder(folder: Path, *, resume: bool) -> bytes:
+    ensure_writable(folder)
+    CheckpointFolder(folder, "").open(resume=resume)
+    path = folder / KEY_FILE
+    if resume and path.exists():
+        return _read_key(path)
+    key = secrets.token_bytes(32)
+    write_bytes(path, key, private=True)
+    return key
 
 
 def _read_key(path: Path) -> bytes:

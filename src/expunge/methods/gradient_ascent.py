@@ -37,9 +37,7 @@ class GradientAscent(Method):
     def apply(self, problem: Problem, run: Run) -> nn.Module:
         """Maximise the forget loss on a copy of the model."""
         model = run.copy(problem.model)
-        forget = Term(
-            cast(MapDataset, problem.forget), problem.task.losses, weight=-1.0, batch_size=self.batch_size
-        )
+        forget = Term(cast(MapDataset, problem.forget), problem.task.losses, weight=-1.0, batch_size=self.batch_size)
         optimizer = Optimizer(self.learning_rate, Algorithm.SGD, momentum=0.9, clip_norm=self.clip_norm)
         run.train("ascend", model, [forget], optimizer, epochs=self.epochs)
         return model.eval()

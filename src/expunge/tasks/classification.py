@@ -1,6 +1,6 @@
 """Classifiers of images, feature vectors, or anything else that one tensor can hold."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-
 from torch import nn
 
 from expunge.data import MapDataset
@@ -51,4 +50,3 @@ class Supervised:
 
     def _terms(self, dataset: MapDataset) -> list[Term]:
         return [Term(dataset, self.task.losses, batch_size=self.batch_size, augment=self.augment)]
-

@@ -1,0 +1,7 @@
+"""Evidence: what an unlearned model does beside what retrained models do."""
+
+from expunge.audit.auditing import AuditSettings, audit
+from expunge.audit.evidence import Evidence, Verdict
+from expunge.audit.relearning import Relearning
+
+__all__ = ["AuditSettings", "Evidence", "Relearning", "Verdict", "audit"]

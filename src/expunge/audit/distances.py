@@ -1,0 +1,93 @@
+"""How far the unlearned model is from retraining: in what it says, and in its weights."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from expunge.audit.evidence import Answers, Estimate, LayerDistance
+from expunge.audit.observation import Observation
+from expunge.audit.statistics import bootstrap
+from expunge.tasks import Task
+
+
+def mean_divergence(task: Task, outputs: Tensor, references: Sequence[Tensor]) -> NDArray[np.float64]:
+    """Divergence from each reference, averaged over the references: (examples,).
+
+    An average of distances to single oracles, rather than the distance to their average, so that an oracle measured
+    against the others and the unlearned model measured against all are on the same scale whatever their number.
+    """
+    return torch.stack([task.divergence(outputs, reference) for reference in references]).mean(0).double().numpy()
+
+
+def tug_of_war(observations: Sequence[Observation], references: Sequence[Sequence[Observation]], seed: int) -> Estimate:
+    """Product over the sets of 1 - |quality - mean quality of the references|; 1 is equal to retraining.
+
+    Source: Zhao et al. 2024 (arXiv 2406.01257), equation 1. The interval resamples the examples of each set.
+
+    Args:
+        observations: Of one model, a set each.
+        references: For each set, of every reference.
+        seed: Of the resampling.
+    """
+    product = 1.0
+    lows: list[Estimate] = []
+    for number, (seen, others) in enumerate(zip(observations, references, strict=True)):
+        rows = np.stack([seen.quality[seen.headline], *(other.quality[other.headline] for other in others)])
+        estimate = bootstrap(rows, _closeness, seed + number)
+        product *= estimate.value
+        lows.append(estimate)
+    return Estimate(
+        value=product,
+        interval=lows[0].interval.model_copy(
+            update={
+                "low": float(np.prod([estimate.interval.low for estimate in lows])),
+                "high": float(np.prod([estimate.interval.high for estimate in lows])),
+            }
+        ),
+    )
+
+
+def answers(task: Task, unlearned: Tensor, original: Tensor, oracles: Sequence[Tensor]) -> Answers | None:
+    """Mean amount of each kind of answer, or None where the task has no kinds."""
+    kinds = list(task.answers(unlearned[:1]))
+    if not kinds:
+        return None
+
+    def means(outputs: Tensor) -> list[float]:
+        return [float(amount.mean()) for amount in task.answers(outputs).values()]
+
+    return Answers(
+        kinds=kinds,
+        unlearned=means(unlearned),
+        original=means(original),
+        oracles=[means(outputs) for outputs in oracles],
+    )
+
+
+def layer_distances(unlearned: nn.Module, original: nn.Module, oracles: Sequence[nn.Module]) -> list[LayerDistance]:
+    """For each layer, the norm of the difference to the original's parameters over the norm of the original's."""
+    ours, others = _by_layer(unlearned, original), [_by_layer(oracle, original) for oracle in oracles]
+    return [
+        LayerDistance(layer=layer, unlearned=distance, oracles=[other[layer] for other in others])
+        for layer, distance in ours.items()
+    ]
+
+
+def _closeness(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    means = rows.mean(1)
+    return 1 - np.abs(means[0] - means[1:].mean())
+
+
+def _by_layer(model: nn.Module, original: nn.Module) -> dict[str, float]:
+    squares: dict[str, tuple[float, float]] = {}
+    theirs = dict(original.named_parameters())
+    for name, parameter in model.named_parameters():
+        layer = name.rpartition(".")[0] or name
+        start = theirs[name].detach().cpu().double()
+        difference = float((parameter.detach().cpu().double() - start).square().sum())
+        before = squares.get(layer, (0.0, 0.0))
+        squares[layer] = before[0] + difference, before[1] + float(start.square().sum())
+    return {layer: float(np.sqrt(moved / max(norm, 1e-30))) for layer, (moved, norm) in squares.items()}

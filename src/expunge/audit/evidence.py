@@ -1,0 +1,210 @@
+"""What an audit found, in a form that is written to `evidence.json` and read back."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from expunge.errors import SavedModelError
+from expunge.storage import write_json
+
+EVIDENCE_FILE = "evidence.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Interval(_Part):
+    """A range with its ends."""
+
+    low: float
+    high: float
+
+    def __contains__(self, value: float) -> bool:
+        """Whether a value lies inside, ends included."""
+        return self.low <= value <= self.high
+
+
+class Estimate(_Part):
+    """A figure and its 95 % interval over examples."""
+
+    value: float
+    interval: Interval
+
+
+class Aspect(StrEnum):
+    """What it means when a figure leaves the oracles' range; see `docs/verdict.md`.
+
+    `forgetting`: above is residual influence, below over-forgetting. `utility`: below is utility lost. `distance`
+    from the oracles: above is a difference. `closeness` to the original, as a distance: below is residual influence,
+    above over-forgetting. `summary`: shown, but the verdict rests on the parts.
+    """
+
+    FORGETTING = "forgetting"
+    UTILITY = "utility"
+    DISTANCE = "distance"
+    CLOSENESS = "closeness"
+    SUMMARY = "summary"
+
+
+class Side(StrEnum):
+    """Where a figure lies against the oracles' range, widened by the margin."""
+
+    INSIDE = "inside"
+    ABOVE = "above"
+    BELOW = "below"
+    UNDECIDED = "undecided"
+
+
+class Measure(_Part):
+    """One figure of the unlearned model beside the same figure of the oracles.
+
+    Attributes:
+        name: What is measured, such as `accuracy`.
+        on: On which data, such as `forget`.
+        aspect: What a deviation means.
+        unlearned: Of the unlearned model.
+        original: Of the original, where it makes sense.
+        oracles: Of each oracle.
+        band: 95 % prediction interval for one more oracle.
+        margin: How far outside the band still counts as inside.
+        side: Where the unlearned model lies.
+    """
+
+    name: str
+    on: str
+    aspect: Aspect
+    unlearned: Estimate
+    original: Estimate | None
+    oracles: list[float]
+    band: Interval
+    margin: float
+    side: Side
+
+
+class Curve(_Part):
+    """Quality on forget examples while a model is trained again on a few others of them.
+
+    Attributes:
+        name: `relearning`, or `relearning, head refitted`.
+        steps: Optimiser steps taken.
+        unlearned: At each of the steps.
+        original: At each of the steps.
+        oracles: For each oracle, at each of the steps.
+        band: 95 % prediction interval for one more oracle, at each of the steps.
+        threshold: Quality that counts as relearned: 95 % of the original's before unlearning.
+        relearn_steps: Steps to reach the threshold by `unlearned`, `original` and each oracle; None if not reached.
+    """
+
+    name: str
+    steps: list[int]
+    unlearned: list[Estimate]
+    original: list[Estimate]
+    oracles: list[list[float]]
+    band: list[Interval]
+    threshold: float
+    relearn_steps: dict[str, int | None]
+
+
+class Answers(_Part):
+    """How often each kind of answer is given on the forget set: mean predicted probability of each class."""
+
+    kinds: list[str]
+    unlearned: list[float]
+    original: list[float]
+    oracles: list[list[float]]
+
+
+class LayerDistance(_Part):
+    """Distance of a layer's weights from the original's, over the original's norm."""
+
+    layer: str
+    unlearned: float
+    oracles: list[float]
+
+
+class Cost(_Part):
+    """What unlearning cost beside retraining; a share is None where the oracles were given and not trained here."""
+
+    seconds: float
+    examples: int
+    peak_memory_bytes: int
+    oracle_seconds: list[float]
+    share_of_retraining: float | None
+
+
+class Verdict(StrEnum):
+    """What the evidence allows one to say."""
+
+    INDISTINGUISHABLE = "indistinguishable from retraining"
+    RESIDUAL = "residual influence"
+    OVER_FORGOTTEN = "over-forgotten"
+    UTILITY_LOST = "utility lost"
+    INCONCLUSIVE = "inconclusive"
+
+
+class Evidence(_Part):
+    """All that an audit found.
+
+    Attributes:
+        verdict: In two words.
+        sentence: In one sentence.
+        findings: Each deviation from retraining, in words.
+        measures: On whole sets.
+        groups: The same, by group (such as class) of the holdout or of the training data.
+        curves: Relearning.
+        answers: Prediction distribution on the forget set; absent where a task has no kinds of answer.
+        layers: Weight distances.
+        cost: Beside retraining.
+        settings: Of the audit.
+        seed: Of the audit.
+        result_digest: Of the unlearned model; ties the evidence to its record.
+    """
+
+    schema_version: Literal[1] = 1
+    verdict: Verdict
+    sentence: str
+    findings: list[str]
+    measures: list[Measure]
+    groups: list[Measure]
+    curves: list[Curve]
+    answers: Answers | None
+    layers: list[LayerDistance]
+    cost: Cost
+    settings: dict[str, Any]
+    seed: int
+    result_digest: str
+
+    def measure(self, name: str, on: str) -> Measure:
+        """The measure of this name on this set.
+
+        Raises:
+            KeyError: There is none.
+        """
+        for measure in (*self.measures, *self.groups):
+            if (measure.name, measure.on) == (name, on):
+                return measure
+        raise KeyError(f"no measure {name!r} on {on!r}")
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `evidence.json` into a folder, atomically; returns its path."""
+        path = Path(folder) / EVIDENCE_FILE
+        write_json(path, self.model_dump(mode="json"))
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Evidence":
+        """Read `evidence.json` from a folder.
+
+        Raises:
+            SavedModelError: It is missing, damaged, or of another version.
+        """
+        path = Path(folder) / EVIDENCE_FILE
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError as error:
+            raise SavedModelError(f"there is no {path}; audit the run first") from error
+        except ValidationError as error:
+            raise SavedModelError(f"{path} is damaged or of another version: {error}") from error

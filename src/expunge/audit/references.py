@@ -1,0 +1,79 @@
+"""Oracles: models retrained without the forget set, the reference for everything an audit measures."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from torch import nn
+
+from expunge.data import MapDataset
+from expunge.errors import MissingNeedError, ReferenceModelError
+from expunge.problem import Problem, require_finite
+from expunge.storage import digest_model
+from expunge.training import bar, reproducible, seed_globals
+from expunge.training.seeds import derive
+
+
+@dataclass(frozen=True)
+class Oracles:
+    """Retrained models, and the wall time of training each where it was done here."""
+
+    models: Sequence[nn.Module]
+    seconds: Sequence[float]
+
+
+def train_oracles(problem: Problem, count: int, seed: int, *, progress: bool) -> Oracles:
+    """Train `count` oracles by the problem's recipe, each with a seed of its own.
+
+    Raises:
+        MissingNeedError: The problem has no recipe or no retain set.
+        ReferenceModelError: The recipe failed, or two oracles came out identical because it ignores the seed.
+    """
+    if problem.recipe is None or problem.retain is None:
+        missing = "a recipe" if problem.recipe is None else "the retain set"
+        raise MissingNeedError(
+            f"oracles are retrained, which needs {missing}: give the problem `recipe=` and `retain=`, or pass models "
+            "that you retrained without the forget set as `oracles=[...]`"
+        )
+    models: list[nn.Module] = []
+    seconds: list[float] = []
+    with bar("oracles", count, enabled=progress) as display:
+        for number in range(count):
+            started = time.monotonic()
+            models.append(_train(problem.recipe, problem.retain, derive(seed, "oracle", number) % 2**31, number))
+            seconds.append(time.monotonic() - started)
+            display.advance(1, f"{seconds[-1]:.1f} s each")
+    return Oracles(models, seconds)
+
+
+def check_oracles(oracles: Oracles) -> None:
+    """Refuse references that cannot serve.
+
+    Raises:
+        NonFiniteModelError: One holds NaN or infinity.
+        ReferenceModelError: Two are equal bit for bit.
+    """
+    for model in oracles.models:
+        require_finite(model)
+    digests = [digest_model(model) for model in oracles.models]
+    for one, other in combinations(range(len(digests)), 2):
+        if digests[one] == digests[other]:
+            raise ReferenceModelError(
+                f"oracles {one + 1} and {other + 1} are equal bit for bit: the recipe ignores its seed (or the same "
+                "model was passed twice), so nothing is known of how retraining varies"
+            )
+
+
+def _train(recipe: object, retain: MapDataset, seed: int, number: int) -> nn.Module:
+    try:
+        with reproducible():
+            seed_globals(seed)
+            model = recipe(retain, seed)  # pyright: ignore
+    except Exception as error:
+        raise ReferenceModelError(
+            f"the recipe failed while training oracle {number + 1}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ReferenceModelError(f"the recipe returned a {type(model).__name__}, not a torch module")
+    return model.eval()

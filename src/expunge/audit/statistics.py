@@ -1,0 +1,74 @@
+"""Intervals: over examples for one model, over oracles for what retraining gives."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from expunge.audit.evidence import Estimate, Interval, Side
+
+Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+LEVEL = 0.95
+_RESAMPLES = 2000
+
+
+def mean_estimate(values: NDArray[np.float64], seed: int) -> Estimate:
+    """Mean of per-example values with a 95 % interval over examples.
+
+    Wilson's interval where the values are 0 and 1 (a bootstrap of all zeros would have no width); otherwise a
+    percentile bootstrap with 2,000 resamples.
+
+    Args:
+        values: (examples,)
+        seed: Of the resampling.
+    """
+    mean = float(values.mean())
+    if np.isin(values, (0.0, 1.0)).all():
+        interval = stats.binomtest(int(values.sum()), len(values)).proportion_ci(LEVEL, method="wilson")
+        return Estimate(value=mean, interval=Interval(low=float(interval.low), high=float(interval.high)))
+    return bootstrap(values[None], lambda rows: rows[0].mean(-1), seed)
+
+
+def bootstrap(rows: NDArray[np.float64], statistic: Statistic, seed: int) -> Estimate:
+    """A statistic of per-example values with a percentile bootstrap over examples.
+
+    Args:
+        rows: (quantities, examples); examples are resampled together.
+        statistic: Maps (quantities, examples) to one number.
+        seed: Of the resampling.
+    """
+    random = np.random.default_rng(seed)
+    count = rows.shape[1]
+    resampled = [statistic(rows[:, random.integers(0, count, count)]) for _ in range(_RESAMPLES)]
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(np.asarray(resampled), (tail, 1 - tail))
+    return Estimate(value=float(statistic(rows)), interval=Interval(low=float(low), high=float(high)))
+
+
+def prediction_band(values: Sequence[float], limits: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
+    """Where one more oracle would fall, with 95 % confidence.
+
+    mean ± t(m-1, .975) · s · sqrt(1 + 1/m) for m >= 2 oracles with standard deviation s, cut to `limits`.
+    """
+    count = len(values)
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, count - 1)) * deviation * np.sqrt(1 + 1 / count)
+    return Interval(low=float(max(mean - half, limits[0])), high=float(min(mean + half, limits[1])))
+
+
+def side_of(value: float, band: Interval, margin: float, widest: float) -> Side:
+    """Where a value lies against a band.
+
+    Args:
+        value: Of the unlearned model.
+        band: Of the oracles.
+        margin: How far outside still counts as inside.
+        widest: A value inside a band wider than this is undecided: the oracles do not agree enough to tell.
+    """
+    if value > band.high + margin:
+        return Side.ABOVE
+    if value < band.low - margin:
+        return Side.BELOW
+    return Side.UNDECIDED if band.high - band.low > widest else Side.INSIDE
