@@ -1,6 +1,6 @@
 """Expunge removes chosen training data from a trained model and measures how far that worked."""
 
-from expunge.audit import AuditSettings, Evidence, Relearning, Verdict, audit
+from expunge.audit import AuditSettings, Evidence, Margins, References, Relearning, Verdict, audit
 from expunge.errors import ExpungeError
 from expunge.methods import (
     UNSIR,
@@ -31,6 +31,7 @@ __all__ = [
     "ExpungeError",
     "FineTune",
     "GradientAscent",
+    "Margins",
     "Maturity",
     "Method",
     "Need",
@@ -41,6 +42,7 @@ __all__ = [
     "RandomLabel",
     "Recipe",
     "Record",
+    "References",
     "Relearning",
     "Retrain",
     "Run",

@@ -70,7 +70,7 @@ class View:
             return tuple(tensor[chosen] for tensor in self.base.tensors)
         if isinstance(self.base, hf.Dataset) and self.base.format["type"] in {"torch", "numpy"}:
             fields = cast(dict[str, Any], self.base[chosen.tolist()])
-            if all(isinstance(value, Tensor | np.ndarray) for value in fields.values()):
+            if all(_is_numeric(value) for value in fields.values()):
                 return {name: torch.as_tensor(value) for name, value in fields.items()}
         return None
 
@@ -116,7 +116,7 @@ def column(dataset: MapDataset, key: FieldKey) -> NDArray[Any]:
         An array with one entry an example; of type `object` where the values are not scalars.
     """
     view = View.of(dataset)
-    if isinstance(view.base, TensorDataset) and isinstance(key, int):
+    if isinstance(view.base, TensorDataset) and isinstance(key, int) and key < len(view.base.tensors):
         return view.base.tensors[key][view.indices].numpy()
     if isinstance(view.base, hf.Dataset) and isinstance(key, str):
         _require_column(view.base, key)
@@ -200,7 +200,9 @@ def _leaves(example: Example) -> Iterator[Tensor | bytes]:
         yield json.dumps(example).encode()
     else:
         values = np.asarray(example)
-        yield values.tobytes() + str(values.dtype).encode() + str(values.shape).encode()
+        # The bytes of an array of objects (dates, decimals) would be addresses in memory.
+        content = repr(example).encode() if values.dtype == object else values.tobytes()
+        yield content + str(values.dtype).encode() + str(values.shape).encode()
 
 
 def _field(example: Example, key: FieldKey) -> Any:
@@ -208,6 +210,10 @@ def _field(example: Example, key: FieldKey) -> Any:
         return example[key]
     except (KeyError, IndexError, TypeError) as error:
         raise DataError(f"the examples have no field {key!r}; name one that they have") from error
+
+
+def _is_numeric(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
 
 
 def _scalar(value: Any) -> Any:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -263,7 +263,7 @@ def _key_for(run: Run, folder: Path | None, *, resume: bool) -> bytes:
     key = b""
     if run.accelerator.is_main_process:
         key = secrets.token_bytes(32) if folder is None else _open_folder(folder, resume=resume)
-    return cast(list[bytes], broadcast_object_list([key]))[0]
+    return broadcast_object_list([key])[0]
 
 
 def _open_folder(folder: Path, *, resume: bool) -> bytes:

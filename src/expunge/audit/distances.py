@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from expunge.audit.evidence import Answers, Estimate, LayerDistance
-from expunge.audit.observation import Observation
+from expunge.audit.evidence import Answers, Estimate, Interval, LayerDistance
+from expunge.audit.portrait import Portrait
 from expunge.audit.statistics import bootstrap
 from expunge.tasks import Task
 
@@ -22,30 +22,22 @@ def mean_divergence(task: Task, outputs: Tensor, references: Sequence[Tensor]) -
     return torch.stack([task.divergence(outputs, reference) for reference in references]).mean(0).double().numpy()
 
 
-def tug_of_war(observations: Sequence[Observation], references: Sequence[Sequence[Observation]], seed: int) -> Estimate:
+def tug_of_war(portrait: Portrait, references: Sequence[Portrait], seed: int) -> Estimate:
     """Product over the sets of 1 - |quality - mean quality of the references|; 1 is equal to retraining.
 
-    Source: Zhao et al. 2024 (arXiv 2406.01257), equation 1. The interval resamples the examples of each set.
-
-    Args:
-        observations: Of one model, a set each.
-        references: For each set, of every reference.
-        seed: Of the resampling.
+    Source: Zhao et al. 2024 (arXiv 2406.01257), equation 1. The interval multiplies those of the sets.
     """
-    product = 1.0
-    lows: list[Estimate] = []
-    for number, (seen, others) in enumerate(zip(observations, references, strict=True)):
-        rows = np.stack([seen.quality[seen.headline], *(other.quality[other.headline] for other in others)])
-        estimate = bootstrap(rows, _closeness, seed + number)
-        product *= estimate.value
-        lows.append(estimate)
+    factors = [
+        bootstrap(
+            np.stack([seen.headline, *(reference.sets[name].headline for reference in references)]), _closeness, seed
+        )
+        for name, seen in portrait.sets.items()
+    ]
     return Estimate(
-        value=product,
-        interval=lows[0].interval.model_copy(
-            update={
-                "low": float(np.prod([estimate.interval.low for estimate in lows])),
-                "high": float(np.prod([estimate.interval.high for estimate in lows])),
-            }
+        value=float(np.prod([factor.value for factor in factors])),
+        interval=Interval(
+            low=float(np.prod([factor.interval.low for factor in factors])),
+            high=float(np.prod([factor.interval.high for factor in factors])),
         ),
     )
 
@@ -76,9 +68,8 @@ def layer_distances(unlearned: nn.Module, original: nn.Module, oracles: Sequence
     ]
 
 
-def _closeness(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    means = rows.mean(1)
-    return 1 - np.abs(means[0] - means[1:].mean())
+def _closeness(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 1 - np.abs(means[0] - means[1:].mean(0))
 
 
 def _by_layer(model: nn.Module, original: nn.Module) -> dict[str, float]:

@@ -8,8 +8,8 @@ from itertools import combinations
 from torch import nn
 
 from expunge.data import MapDataset
-from expunge.errors import MissingNeedError, ReferenceModelError
-from expunge.problem import Problem, require_finite
+from expunge.errors import MissingNeedError, ReferenceModelError, SettingError
+from expunge.problem import Problem, Recipe, require_finite
 from expunge.storage import digest_model
 from expunge.training import bar, reproducible, seed_globals
 from expunge.training.seeds import derive
@@ -20,56 +20,60 @@ class Oracles:
     """Retrained models, and the wall time of training each where it was done here."""
 
     models: Sequence[nn.Module]
-    seconds: Sequence[float]
+    seconds: Sequence[float] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse references that cannot serve.
 
-def train_oracles(problem: Problem, count: int, seed: int, *, progress: bool) -> Oracles:
-    """Train `count` oracles by the problem's recipe, each with a seed of its own.
-
-    Raises:
-        MissingNeedError: The problem has no recipe or no retain set.
-        ReferenceModelError: The recipe failed, or two oracles came out identical because it ignores the seed.
-    """
-    if problem.recipe is None or problem.retain is None:
-        missing = "a recipe" if problem.recipe is None else "the retain set"
-        raise MissingNeedError(
-            f"oracles are retrained, which needs {missing}: give the problem `recipe=` and `retain=`, or pass models "
-            "that you retrained without the forget set as `oracles=[...]`"
-        )
-    models: list[nn.Module] = []
-    seconds: list[float] = []
-    with bar("oracles", count, enabled=progress) as display:
-        for number in range(count):
-            started = time.monotonic()
-            models.append(_train(problem.recipe, problem.retain, derive(seed, "oracle", number) % 2**31, number))
-            seconds.append(time.monotonic() - started)
-            display.advance(1, f"{seconds[-1]:.1f} s each")
-    return Oracles(models, seconds)
-
-
-def check_oracles(oracles: Oracles) -> None:
-    """Refuse references that cannot serve.
-
-    Raises:
-        NonFiniteModelError: One holds NaN or infinity.
-        ReferenceModelError: Two are equal bit for bit.
-    """
-    for model in oracles.models:
-        require_finite(model)
-    digests = [digest_model(model) for model in oracles.models]
-    for one, other in combinations(range(len(digests)), 2):
-        if digests[one] == digests[other]:
-            raise ReferenceModelError(
-                f"oracles {one + 1} and {other + 1} are equal bit for bit: the recipe ignores its seed (or the same "
-                "model was passed twice), so nothing is known of how retraining varies"
+        Raises:
+            SettingError: There are fewer than two.
+            NonFiniteModelError: One holds NaN or infinity.
+            ReferenceModelError: Two are equal bit for bit.
+        """
+        if len(self.models) < 2:
+            raise SettingError(
+                f"an audit compares with at least two oracles, and three for a verdict, not {len(self.models)}"
             )
+        for model in self.models:
+            require_finite(model)
+        digests = [digest_model(model) for model in self.models]
+        for one, other in combinations(range(len(digests)), 2):
+            if digests[one] == digests[other]:
+                raise ReferenceModelError(
+                    f"oracles {one + 1} and {other + 1} are equal bit for bit: the recipe ignores its seed (or one "
+                    "model was passed twice), so nothing is known of how retraining varies"
+                )
+
+    @classmethod
+    def train(cls, problem: Problem, count: int, seed: int, *, progress: bool) -> "Oracles":
+        """Train `count` oracles by the problem's recipe, each with a seed of its own.
+
+        Raises:
+            MissingNeedError: The problem has no recipe or no retain set.
+            ReferenceModelError: The recipe failed.
+        """
+        if problem.recipe is None or problem.retain is None:
+            missing = "a recipe" if problem.recipe is None else "the retain set"
+            raise MissingNeedError(
+                f"oracles are retrained, which needs {missing}: give the problem `recipe=` and `retain=`, or pass "
+                "models that you retrained without the forget set as `oracles=[...]`"
+            )
+        models: list[nn.Module] = []
+        seconds: list[float] = []
+        with bar("oracles", count, enabled=progress) as display:
+            for number in range(count):
+                started = time.monotonic()
+                models.append(_train(problem.recipe, problem.retain, derive(seed, "oracle", number), number))
+                seconds.append(time.monotonic() - started)
+                display.advance(1, f"{seconds[-1]:.1f} s each")
+        return cls(models, seconds)
 
 
-def _train(recipe: object, retain: MapDataset, seed: int, number: int) -> nn.Module:
+def _train(recipe: Recipe, retain: MapDataset, seed: int, number: int) -> nn.Module:
     try:
         with reproducible():
             seed_globals(seed)
-            model = recipe(retain, seed)  # pyright: ignore
+            model: object = recipe(retain, seed % 2**31)
     except Exception as error:
         raise ReferenceModelError(
             f"the recipe failed while training oracle {number + 1}: {type(error).__name__}: {error}"

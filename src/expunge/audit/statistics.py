@@ -11,7 +11,7 @@ from expunge.audit.evidence import Estimate, Interval, Side
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 LEVEL = 0.95
-_RESAMPLES = 2000
+_RESAMPLES, _CHUNK = 2000, 200
 
 
 def mean_estimate(values: NDArray[np.float64], seed: int) -> Estimate:
@@ -28,23 +28,26 @@ def mean_estimate(values: NDArray[np.float64], seed: int) -> Estimate:
     if np.isin(values, (0.0, 1.0)).all():
         interval = stats.binomtest(int(values.sum()), len(values)).proportion_ci(LEVEL, method="wilson")
         return Estimate(value=mean, interval=Interval(low=float(interval.low), high=float(interval.high)))
-    return bootstrap(values[None], lambda rows: rows[0].mean(-1), seed)
+    return bootstrap(values[None], lambda means: means[0], seed)
 
 
 def bootstrap(rows: NDArray[np.float64], statistic: Statistic, seed: int) -> Estimate:
-    """A statistic of per-example values with a percentile bootstrap over examples.
+    """A function of means of per-example values, with a percentile bootstrap over examples.
 
     Args:
         rows: (quantities, examples); examples are resampled together.
-        statistic: Maps (quantities, examples) to one number.
+        statistic: Maps means (quantities, ...) to (...).
         seed: Of the resampling.
     """
     random = np.random.default_rng(seed)
     count = rows.shape[1]
-    resampled = [statistic(rows[:, random.integers(0, count, count)]) for _ in range(_RESAMPLES)]
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(np.asarray(resampled), (tail, 1 - tail))
-    return Estimate(value=float(statistic(rows)), interval=Interval(low=float(low), high=float(high)))
+    chunks = [
+        random.multinomial(count, np.full(count, 1 / count), size=_CHUNK) @ rows.T / count
+        for _ in range(_RESAMPLES // _CHUNK)
+    ]
+    resampled = statistic(np.concatenate(chunks).T)
+    low, high = np.quantile(resampled, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return Estimate(value=float(statistic(rows.mean(1))), interval=Interval(low=float(low), high=float(high)))
 
 
 def prediction_band(values: Sequence[float], limits: tuple[float, float] = (-np.inf, np.inf)) -> Interval:

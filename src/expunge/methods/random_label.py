@@ -60,5 +60,5 @@ class _Relabelled:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.task.collate([self.dataset[index]])["inputs"][0], int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return self.task.fields(self.task.collate([self.dataset[index]])["inputs"][0], self.labels[index])

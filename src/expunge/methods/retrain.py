@@ -27,4 +27,5 @@ class Retrain(Method):
     def apply(self, problem: Problem, run: Run) -> nn.Module:
         """Train on the retain set from scratch."""
         retain, recipe = cast(MapDataset, problem.retain), cast(Recipe, problem.recipe)
-        return recipe.fit(retain, run) if isinstance(recipe, Supervised) else recipe(retain, run.seed)
+        model = recipe.fit(retain, run) if isinstance(recipe, Supervised) else recipe(retain, run.seed)
+        return model.eval()

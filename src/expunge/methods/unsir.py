@@ -136,7 +136,7 @@ class UNSIR(Method):
                 Optimizer(self.noise_learning_rate, Algorithm.ADAM),
                 steps=self.noise_steps,
             )
-        learned = TensorDataset(images.values.detach().cpu(), labels)
+        learned = TensorDataset(*task.fields(images.values.detach().cpu(), labels))
         return Subset(learned, list(range(len(labels))) * self.noise_repeats)
 
     def _error_maximisation(self, original: nn.Module, task: Classification, labels: Tensor) -> Term:
@@ -147,7 +147,7 @@ class UNSIR(Method):
             return self.noise_penalty * values.square().flatten(1).mean(1) - error
 
         positions = torch.arange(len(labels), dtype=torch.get_default_dtype())
-        return Term(TensorDataset(positions, labels), objective, batch_size=len(labels))
+        return Term(TensorDataset(*task.fields(positions, labels)), objective, batch_size=len(labels))
 
 
 class _NoiseImages(nn.Module):

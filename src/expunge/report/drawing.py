@@ -140,5 +140,7 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> Markup:
         f'<svg viewBox="0 0 {width:.1f} {height:.1f}" width="{width:.1f}pt" height="{height:.1f}pt" role="img" '
         f'aria-labelledby="{name}-title {name}-description">'
     )
-    words = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-description">{escape(description)}</desc>'
+    words = (
+        f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-description">{escape(description)}</desc>'
+    )
     return Markup(f"{opening}{words}{content.strip()}</svg>")

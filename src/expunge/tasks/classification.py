@@ -57,7 +57,7 @@ class Classification(Task):
         input_key, label_key = self._keys(first)
         try:
             inputs = [_as_tensor(example[input_key]) for example in examples]
-            labels = torch.tensor([int(example[label_key]) for example in examples])
+            labels = torch.tensor([_whole(example[label_key]) for example in examples])
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise DataError(f"an example lacks an input {input_key!r} or a whole-number label {label_key!r}") from error
         shapes = {tuple(value.shape) for value in inputs}
@@ -151,6 +151,8 @@ class Classification(Task):
         with torch.no_grad():
             pairs = [(self.features(model, batch).double().cpu(), batch["labels"].cpu()) for batch in batches]
         features, labels = torch.cat([pair[0] for pair in pairs]).numpy(), torch.cat([pair[1] for pair in pairs])
+        if len(labels.unique()) < 2:
+            raise DataError("refitting the head needs examples of two classes at least; add examples of other classes")
         centre, scale = features.mean(0), features.std(0) + 1e-8
         fitted = LogisticRegression(max_iter=2000).fit((features - centre) / scale, labels.numpy())
         rows, biases = cast(NDArray[np.float64], fitted.coef_), cast(NDArray[np.float64], fitted.intercept_)
@@ -185,7 +187,22 @@ class Classification(Task):
         if len(dataset) == 0:
             return torch.empty(0, dtype=torch.long)
         key = self.labels if self.labels is not None else field_key(dataset[0], LABEL_NAMES, 1, "label")
-        return torch.as_tensor(column(dataset, key).astype(np.int64))
+        values = column(dataset, key)
+        try:
+            whole = values.astype(np.int64)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"the labels in field {key!r} are not numbers; map the classes to 0, 1, ...") from error
+        if not np.array_equal(whole, values):
+            raise DataError(f"the labels in field {key!r} are not whole numbers; map the classes to 0, 1, ...")
+        return torch.from_numpy(whole).reshape(-1)
+
+    def fields(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """Inputs and labels in the positions where this task looks for them in a tuple."""
+        places = {
+            self.inputs if isinstance(self.inputs, int) else 0: inputs,
+            self.labels if isinstance(self.labels, int) else 1: labels,
+        }
+        return tuple(places.get(place, labels) for place in range(max(places) + 1))
 
     def _keys(self, example: Example) -> tuple[Any, Any]:
         by_position = isinstance(example, tuple | list)
@@ -204,6 +221,11 @@ class Classification(Task):
             )
         if not bool(torch.isfinite(inputs).all()):
             raise NonFiniteDataError("an input holds NaN or infinity; clean the dataset or drop the example")
+        if len(labels) != len(inputs) or bool((labels != labels.long()).any()):
+            raise DataError(
+                f"labels of type {labels.dtype} and shape {tuple(labels.shape)} do not give {len(inputs)} inputs one "
+                "whole number each; map the classes to 0, 1, ..."
+            )
         outside = (labels < 0) | (labels >= self.classes)
         if bool(outside.any()):
             raise LabelError(
@@ -229,8 +251,15 @@ def _as_tensor(value: Any) -> Tensor:
         channels_first = pixels.movedim(-1, 0) if pixels.ndim == 3 else pixels[None]
         return channels_first.float() / 255
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(cast(NDArray[Any], value))
+        return torch.from_numpy(np.array(value, order="C"))  # a copy: the array may be read-only
     return torch.tensor(value, dtype=torch.get_default_dtype())
+
+
+def _whole(value: Any) -> int:
+    number = int(value)
+    if number != value:
+        raise ValueError("a label is not a whole number")
+    return number
 
 
 def _is_shape_complaint(error: Exception) -> bool:

@@ -1,5 +1,6 @@
 """Which examples make up each step, as a pure function of seed, phase and step, and fetching them."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -49,7 +50,9 @@ class Plan:
                     orders[number] = epoch, order
                 batch = orders[number][1].tensor_split(term.steps_per_epoch)[within]
                 mine = batch[self.rank :: self.processes]
-                for piece, positions in enumerate(mine.split(self.micro_batch_size or max(len(mine), 1))):
+                pieces = math.ceil(len(mine) / (self.micro_batch_size or len(mine)))
+                # Pieces of nearly equal size: BatchNorm cannot train on a remainder of one example.
+                for piece, positions in enumerate(mine.tensor_split(pieces)):
                     seed = derive(self.seed, "fetch", step, number, piece, self.rank)
                     requests.append(Request(number, positions, len(batch), seed))
             yield requests

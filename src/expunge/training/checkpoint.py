@@ -36,6 +36,7 @@ class PhaseRecord(BaseModel):
 
 class _Progress(BaseModel):
     fingerprint: str
+    plan: str
     record: PhaseRecord
     complete: bool
     optimizer: dict[str, Any] | None = None
@@ -65,7 +66,7 @@ class CheckpointFolder:
                 )
 
     def load(
-        self, index: int, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any
+        self, index: int, name: str, plan: str, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any
     ) -> tuple[PhaseRecord, bool] | None:
         """Put model, optimiser and loss scaler into the state that was saved.
 
@@ -89,7 +90,15 @@ class CheckpointFolder:
                 f"the checkpoint {file} belongs to a run with another model, method, seed or data; {remedy}, "
                 "or pass what the interrupted run was given"
             )
-        model.load_state_dict(_under(tensors, "model."))
+        if saved.plan != plan:
+            raise CheckpointError(
+                f"the checkpoint {file} was made with another recipe or other settings ({saved.plan}) than now "
+                f"({plan}); {remedy}, or pass what the interrupted run was given"
+            )
+        try:
+            model.load_state_dict(_under(tensors, "model."))
+        except RuntimeError as error:
+            raise CheckpointError(f"the checkpoint {file} is of another network: {error}; {remedy}") from error
         if not saved.complete:
             _load_optimizer(optimizer, saved.optimizer or {}, _under(tensors, "optimizer."))
             if scaler is not None and saved.scaler is not None:
@@ -100,6 +109,7 @@ class CheckpointFolder:
         self,
         index: int,
         record: PhaseRecord,
+        plan: str,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         scaler: Any,
@@ -114,6 +124,7 @@ class CheckpointFolder:
             tensors |= {f"optimizer.{name}": tensor for name, tensor in state.items()}
         progress = _Progress(
             fingerprint=self.fingerprint,
+            plan=plan,
             record=record,
             complete=complete,
             optimizer=settings,

@@ -151,9 +151,12 @@ class Run:
         total = steps if steps is not None else math.ceil((epochs or 0) * terms[0].steps_per_epoch)
         if total < 1:
             raise SettingError(f"phase {phase!r} has {total} steps; give `steps` or `epochs` so that there is one")
-        smallest = min(term.batch_size for term in terms)
+        smallest = min(term.length // term.steps_per_epoch for term in terms)
         if smallest < self.accelerator.num_processes:
-            raise SettingError(f"a batch of {smallest} cannot be parted among {self.accelerator.num_processes}")
+            raise SettingError(
+                f"phase {phase!r} has a batch of {smallest}, which cannot be parted among "
+                f"{self.accelerator.num_processes} processes; raise batch_size, or use fewer processes"
+            )
         loop = _Loop(self, phase, model, terms, optimizer, total, batch_statistics)
         record = loop.run(watch)
         self.phases.append(record)
@@ -187,7 +190,7 @@ class _Loop:
         saved = None
         if self.run_.checkpoints is not None:
             saved = self.run_.checkpoints.load(
-                self.index, self.record.name, model, self.optimizer, self.accelerator.scaler
+                self.index, self.record.name, self._plan_in_words(), model, self.optimizer, self.accelerator.scaler
             )
         if saved is not None:
             self.record, complete = saved
@@ -220,7 +223,7 @@ class _Loop:
                 wrapped.train(self.batch_statistics)
                 if stop:
                     break
-                if now - last_saved >= self.run_.execution.checkpoint_seconds and self.record.steps < self.steps:
+                if self.record.steps < self.steps and self._is_save_due(now - last_saved):
                     self._collect_losses(display)
                     self._save(complete=False)
                     last_saved = time.monotonic()
@@ -277,6 +280,16 @@ class _Loop:
         self.record.history += losses
         self.pending.clear()
 
+    def _is_save_due(self, seconds: float) -> bool:
+        if self.run_.checkpoints is None:
+            return False
+        due = seconds >= self.run_.execution.checkpoint_seconds
+        if self.accelerator.num_processes == 1:
+            return due
+        # Clocks differ: all save, with what that says to one another, or none does.
+        votes = cast(Tensor, self.accelerator.reduce(torch.tensor(int(due), device=self.run_.device)))
+        return bool(votes)
+
     def _save(self, *, complete: bool) -> None:
         folder = self.run_.checkpoints
         if folder is not None:
@@ -284,12 +297,17 @@ class _Loop:
                 folder.save(
                     self.index,
                     self.record,
+                    self._plan_in_words(),
                     self.model,
                     self.optimizer,
                     self.accelerator.scaler,
                     complete=complete,
                 )
             self.accelerator.wait_for_everyone()
+
+    def _plan_in_words(self) -> str:
+        terms = [(term.length, term.batch_size, term.weight) for term in self.terms]
+        return f"{self.steps} steps, {self.settings}, terms {terms}, batch statistics {self.batch_statistics}"
 
 
 class _MemoryWatch:

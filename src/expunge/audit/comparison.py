@@ -1,0 +1,173 @@
+"""From portraits to measures: the unlearned model beside the original and the oracles, figure by figure."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.audit.distances import mean_divergence, tug_of_war
+from expunge.audit.evidence import Aspect, Curve, Estimate, Interval, Measure
+from expunge.audit.portrait import FORGET, Observation, Portrait
+from expunge.audit.relearning import PLAIN, REFITTED, Relearning
+from expunge.audit.statistics import mean_estimate, prediction_band, side_of
+from expunge.tasks import Task
+
+HOLDOUT, FORGOTTEN_KIND = "holdout", "holdout, forgotten kind"
+
+Figure = Callable[[Portrait], Estimate]
+
+
+@dataclass(frozen=True)
+class Margins:
+    """How strictly to compare.
+
+    Args:
+        share: How far outside the oracles' range a share (accuracy, Tug-of-War) still counts as inside.
+        divergence: The same for divergences, in nats.
+        widest_band: Where the oracles' range is wider than this, a value inside it is undecided.
+    """
+
+    share: float = 0.02
+    divergence: float = 0.02
+    widest_band: float = 0.2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Portraits of all models that are compared."""
+
+    task: Task
+    unlearned: Portrait
+    original: Portrait
+    oracles: Sequence[Portrait]
+    margins: Margins
+    seed: int
+
+    def measures(self) -> list[Measure]:
+        """All figures on whole sets."""
+        return [
+            *self._qualities(),
+            *self._divergences(),
+            self._tug_of_war(),
+            *(self._relearned(name) for name in (PLAIN, REFITTED)),
+        ]
+
+    def groups(self) -> list[Measure]:
+        """The headline quality by group: of the holdout where there is one, else of the training data."""
+        measures: list[Measure] = []
+        for name in [HOLDOUT] if HOLDOUT in self.unlearned.sets else [FORGET, "retain"]:
+            seen = self.unlearned.sets[name]
+            for group in sorted(seen.kinds, key=_natural):
+                aspect = Aspect.FORGETTING if group in self._gone or name == FORGET else Aspect.UTILITY
+                quality = next(iter(seen.quality))
+                measures.append(self._share(quality, group, aspect, name, seen.groups == group))
+        return measures
+
+    def curves(self, settings: Relearning) -> list[Curve]:
+        """Relearning curves."""
+        return [self._curve(name, settings.steps) for name in (PLAIN, REFITTED)]
+
+    @property
+    def _gone(self) -> set[str]:
+        return self.unlearned.sets[FORGET].kinds - self.unlearned.sets["retain"].kinds
+
+    def _qualities(self) -> Iterator[Measure]:
+        for name, seen in self.unlearned.sets.items():
+            for part, chosen in self._parts(name, seen):
+                aspect = Aspect.FORGETTING if part in (FORGET, FORGOTTEN_KIND) else Aspect.UTILITY
+                for quality in seen.quality:
+                    yield self._share(quality, part, aspect, name, chosen)
+
+    def _parts(self, name: str, seen: Observation) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """A set, or for the holdout its examples of kinds that are kept and of kinds that only the forget set has."""
+        forgotten = np.isin(seen.groups, sorted(self._gone))
+        if name != HOLDOUT or not forgotten.any() or forgotten.all():
+            yield name, np.ones_like(forgotten)
+        else:
+            yield HOLDOUT, ~forgotten
+            yield FORGOTTEN_KIND, forgotten
+
+    def _share(self, quality: str, on: str, aspect: Aspect, name: str, chosen: NDArray[np.bool_]) -> Measure:
+        def figure(portrait: Portrait) -> Estimate:
+            return mean_estimate(portrait.sets[name].quality[quality][chosen], self.seed)
+
+        return self._measure(quality, on, aspect, figure)
+
+    def _divergences(self) -> list[Measure]:
+        def from_oracles(portrait: Portrait) -> Estimate:
+            others = [oracle.outputs for oracle in self.oracles if oracle is not portrait]
+            return mean_estimate(mean_divergence(self.task, portrait.outputs, others), self.seed)
+
+        def from_original(portrait: Portrait) -> Estimate:
+            return mean_estimate(mean_divergence(self.task, portrait.outputs, [self.original.outputs]), self.seed)
+
+        return [
+            self._measure("divergence from the oracles", FORGET, Aspect.DISTANCE, from_oracles),
+            self._measure("divergence from the original", FORGET, Aspect.CLOSENESS, from_original),
+        ]
+
+    def _tug_of_war(self) -> Measure:
+        def figure(portrait: Portrait) -> Estimate:
+            others = [oracle for oracle in self.oracles if oracle is not portrait]
+            return tug_of_war(portrait, others, self.seed)
+
+        return self._measure("Tug-of-War", "all sets", Aspect.SUMMARY, figure)
+
+    def _relearned(self, name: str) -> Measure:
+        """The mean height of a curve: how much is relearned, and how soon."""
+
+        def figure(portrait: Portrait) -> Estimate:
+            return mean_estimate(np.mean(portrait.relearning[name], axis=0), self.seed)
+
+        return self._measure(f"{name}, mean", FORGET, Aspect.FORGETTING, figure)
+
+    def _measure(self, name: str, on: str, aspect: Aspect, figure: Figure) -> Measure:
+        divergence = aspect in (Aspect.DISTANCE, Aspect.CLOSENESS)
+        margin = self.margins.divergence if divergence else self.margins.share
+        unlearned, oracles = figure(self.unlearned), [figure(oracle).value for oracle in self.oracles]
+        band = prediction_band(oracles, (0.0, np.inf) if divergence else (0.0, 1.0))
+        return Measure(
+            name=name,
+            on=on,
+            aspect=aspect,
+            unlearned=unlearned,
+            original=figure(self.original),
+            oracles=oracles,
+            band=band,
+            margin=margin,
+            side=side_of(unlearned.value, band, margin, self.margins.widest_band),
+        )
+
+    def _curve(self, name: str, steps: tuple[int, ...]) -> Curve:
+        oracles = [[float(values.mean()) for values in oracle.relearning[name]] for oracle in self.oracles]
+        unlearned, original = (
+            [mean_estimate(values, self.seed) for values in portrait.relearning[name]]
+            for portrait in (self.unlearned, self.original)
+        )
+        threshold = 0.95 * float(self.original.relearning[PLAIN][0].mean())
+        heights = {
+            "unlearned": [point.value for point in unlearned],
+            "original": [point.value for point in original],
+        } | {f"oracle {number}": values for number, values in enumerate(oracles, start=1)}
+        return Curve(
+            name=name,
+            steps=list(steps),
+            unlearned=unlearned,
+            original=original,
+            oracles=oracles,
+            band=[_band_at(oracles, position) for position in range(len(steps))],
+            threshold=threshold,
+            relearn_steps={
+                model: next((step for step, value in zip(steps, values, strict=True) if value >= threshold), None)
+                for model, values in heights.items()
+            },
+        )
+
+
+def _band_at(curves: Sequence[Sequence[float]], position: int) -> Interval:
+    return prediction_band([curve[position] for curve in curves], (0.0, 1.0))
+
+
+def _natural(name: str) -> tuple[int, str]:
+    return (int(name), "") if name.isdecimal() else (1 << 62, name)

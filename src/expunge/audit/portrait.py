@@ -1,0 +1,95 @@
+"""Everything that is measured of one model; an audit compares portraits."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from expunge.audit.relearning import Relearning, RelearningTest
+from expunge.data import MapDataset
+from expunge.tasks import Batch
+from expunge.training import Run, over_batches
+from expunge.training.seeds import generator
+
+FORGET = "forget"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Quality of one model on one dataset.
+
+    Attributes:
+        quality: Measures by name, headline first, each (examples,).
+        groups: (examples,) name of the group of each example.
+    """
+
+    quality: Mapping[str, NDArray[np.float64]]
+    groups: NDArray[np.str_]
+
+    @property
+    def headline(self) -> NDArray[np.float64]:
+        """The first measure: (examples,)."""
+        return next(iter(self.quality.values()))
+
+    @property
+    def kinds(self) -> set[str]:
+        """Names of the groups that occur."""
+        return set(self.groups.tolist())
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """What one model does.
+
+    Attributes:
+        sets: Quality by name of the set.
+        outputs: On the forget set: (examples, ...).
+        relearning: For each form of the relearning test, quality at each of its steps, each (examples,).
+    """
+
+    sets: Mapping[str, Observation]
+    outputs: Tensor
+    relearning: Mapping[str, list[NDArray[np.float64]]]
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """The examples that every model is measured on, and the run that measures."""
+
+    run: Run
+    sets: Mapping[str, MapDataset]
+    relearning: RelearningTest
+
+    @classmethod
+    def prepare(cls, run: Run, sets: Mapping[str, MapDataset], examples: int, relearning: Relearning) -> "Sitting":
+        """Draw at most `examples` of each set, and what is relearned."""
+        test = RelearningTest.prepare(relearning, run, sets[FORGET], sets["retain"])
+        return cls(run, {name: _sample(run, name, data, examples) for name, data in sets.items()}, test)
+
+    def portray(self, model: nn.Module) -> Portrait:
+        """Measure one model."""
+        outputs = torch.cat(over_batches(self.run, model, self.sets[FORGET], self.run.task.outputs))
+        return Portrait(
+            {name: self._observe(model, data) for name, data in self.sets.items()},
+            outputs,
+            self.relearning.curves(model),
+        )
+
+    def _observe(self, model: nn.Module, dataset: MapDataset) -> Observation:
+        def measure(model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], list[str]]:
+            return dict(self.run.task.quality(model, batch)), list(self.run.task.groups(batch))
+
+        pieces = over_batches(self.run, model, dataset, measure)
+        quality = {name: torch.cat([piece[0][name] for piece in pieces]).double().numpy() for name in pieces[0][0]}
+        return Observation(quality, np.asarray([group for piece in pieces for group in piece[1]]))
+
+
+def _sample(run: Run, name: str, dataset: MapDataset, count: int) -> MapDataset:
+    if len(dataset) <= count:
+        return dataset
+    chosen = torch.randperm(len(dataset), generator=generator(run.seed, "sample", name))[:count].sort().values
+    return Subset(dataset, chosen.tolist())  # pyright: ignore[reportArgumentType]

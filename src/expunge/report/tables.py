@@ -1,0 +1,152 @@
+"""The tables of the page, as rows of text."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from expunge.audit.evidence import Curve, Evidence, Measure
+from expunge.report import words
+from expunge.report.figures import shown_groups
+from expunge.unlearning import Record
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a heading; the first cell of a row names it."""
+
+    heading: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    code: bool = False
+
+
+def subject(record: Record, evidence: Evidence | None) -> str:
+    """What was to be forgotten, in words."""
+    if record.classes:
+        answers = evidence.answers if evidence else None
+        kinds = answers.kinds if answers else []
+        names = [kinds[label] if 0 <= label < len(kinds) else str(label) for label in record.classes]
+        return f"{'class' if len(names) == 1 else 'classes'} {words.listing(names)}"
+    return words.count(record.data["forget"].examples, "example") if "forget" in record.data else "part of the data"
+
+
+def asked(record: Record, evidence: Evidence | None) -> list[tuple[str, str]]:
+    """The request, as terms and what they were."""
+    forget, retain = record.data.get("forget"), record.data.get("retain")
+    if forget is None:
+        amount = "no example of it was given; it was known as a class only"
+    elif retain is None:
+        amount = f"{words.count(forget.examples, 'example')}; the data to be kept were not given"
+    else:
+        total = forget.examples + retain.examples
+        amount = f"{words.count(forget.examples)} of {words.count(total, 'training example')} "
+        amount += f"({words.percent(forget.examples / total)})"
+    return [
+        ("To be forgotten", f"{subject(record, evidence)}: {amount}" if record.classes else amount),
+        ("Method", f"{record.method}, seed {record.seed}"),
+        ("Guarantee", f"{record.guarantee.value}: {record.guarantee.meaning}"),
+    ]
+
+
+def all_tables(record: Record, evidence: Evidence | None) -> list[Table]:
+    """Every table that there is something to put into, in the order of the page."""
+    audited = [] if evidence is None else [_measures(evidence), *_groups(evidence), *_relearning(evidence.curves)]
+    settings = [_pairs("Settings of the method", record.settings | {"seed": record.seed})]
+    if evidence is not None:
+        settings.append(_pairs("Settings of the audit", evidence.settings | {"seed": evidence.seed}))
+    settings.append(_pairs("Machine", record.execution))
+    tables = [*audited, _phases(record), *settings, _digests(record), _pairs("Versions", record.versions)]
+    return [table for table in tables if table.rows]
+
+
+def _measures(evidence: Evidence) -> Table:
+    return Table("Measures", _MEASURE_COLUMNS, [_measure_row(measure) for measure in evidence.measures], _BAND_NOTE)
+
+
+def _groups(evidence: Evidence) -> list[Table]:
+    if not evidence.groups:
+        return []
+    shown = shown_groups(evidence.groups)
+    left_out = len(evidence.groups) - len(shown)
+    note = f"And {words.count(left_out)} more, closer to the oracles; evidence.json holds all." if left_out else ""
+    return [Table("Measures by group", _MEASURE_COLUMNS, [_measure_row(measure) for measure in shown], note)]
+
+
+_MEASURE_COLUMNS = ("Measure", "On", "Unlearned", "Original", "Mean oracle", "Oracle band", "Unlearned lies")
+_BAND_NOTE = (
+    "In brackets: 95 % interval over examples. Oracle band: where one more oracle would fall with 95 % confidence. "
+    "Divergences are in nats; other measures are shares between 0 and 1."
+)
+
+
+def _measure_row(measure: Measure) -> list[str]:
+    return [
+        measure.name,
+        measure.on,
+        words.estimate(measure.unlearned),
+        words.estimate(measure.original) if measure.original else "not measured",
+        words.mean(measure.oracles),
+        words.interval(measure.band),
+        words.place(measure),
+    ]
+
+
+def _relearning(curves: Sequence[Curve]) -> list[Table]:
+    if not curves:
+        return []
+
+    def steps(curve: Curve, model: str) -> str:
+        if model not in curve.relearn_steps:
+            return "not measured"
+        reached = curve.relearn_steps[model]
+        return f"more than {curve.steps[-1]}" if reached is None else str(reached)
+
+    models = list(dict.fromkeys(model for curve in curves for model in curve.relearn_steps))
+    rows = [[model, *(steps(curve, model) for curve in curves)] for model in models]
+    thresholds = words.listing([f"{words.number(curve.threshold)} ({curve.name})" for curve in curves])
+    note = f"Optimiser steps until quality on forgotten examples reaches 95 % of the original's: {thresholds}."
+    return [Table("Steps to relearn", ("Model", *(curve.name for curve in curves)), rows, note)]
+
+
+def _phases(record: Record) -> Table:
+    rows = [
+        [
+            phase.name,
+            words.count(phase.steps),
+            words.count(phase.examples),
+            words.duration(phase.seconds),
+            words.size(phase.peak_memory_bytes),
+        ]
+        for phase in record.phases
+    ]
+    total = words.count(sum(phase.steps for phase in record.phases))
+    rows.append(
+        ["all", total, words.count(record.examples), words.duration(record.seconds), words.size(record.peak_memory_bytes)]
+    )
+    columns = ("Phase", "Steps", "Examples", "Time", "Peak memory")
+    return Table("What was done", columns, rows, "Examples: passes of one example forward and backward.")
+
+
+def _digests(record: Record) -> Table:
+    rows = [["original model", record.original_digest], ["unlearned model", record.result_digest]]
+    rows += [
+        [f"{name} set, {words.count(data.examples, 'example')}", data.digest] for name, data in record.data.items()
+    ]
+    note = "SHA-256. Those of data are keyed with a secret that only the owner has, so that no guess can be tested."
+    return Table("Digests", ("Of", "Digest"), rows, note, code=True)
+
+
+def _pairs(heading: str, values: Mapping[str, Any]) -> Table:
+    return Table(heading, ("Name", "Value"), list(_flat(values)), code=True)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
+    rows: list[list[str]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            rows += _flat(cast(Mapping[str, Any], value), f"{prefix}{name}.")
+        else:
+            rows.append([f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)])
+    return rows
