@@ -97,10 +97,11 @@ class Comparison:
     def _divergences(self) -> list[Measure]:
         def from_oracles(portrait: Portrait) -> Estimate:
             others = [oracle.outputs for oracle in self.oracles if oracle is not portrait]
-            return mean_estimate(mean_divergence(self.task, portrait.outputs, others), self.seed)
+            return mean_estimate(mean_divergence(self.task, portrait.outputs, others), self.seed, share=False)
 
         def from_original(portrait: Portrait) -> Estimate:
-            return mean_estimate(mean_divergence(self.task, portrait.outputs, [self.original.outputs]), self.seed)
+            distances = mean_divergence(self.task, portrait.outputs, [self.original.outputs])
+            return mean_estimate(distances, self.seed, share=False)
 
         return [
             self._measure("divergence from the oracles", FORGET, Aspect.DISTANCE, from_oracles),

@@ -14,18 +14,19 @@ LEVEL = 0.95
 _RESAMPLES, _CHUNK = 2000, 200
 
 
-def mean_estimate(values: NDArray[np.float64], seed: int) -> Estimate:
+def mean_estimate(values: NDArray[np.float64], seed: int, *, share: bool = True) -> Estimate:
     """Mean of per-example values with a 95 % interval over examples.
 
-    Wilson's interval where the values are 0 and 1 (a bootstrap of all zeros would have no width); otherwise a
+    Wilson's interval for shares of zeros and ones (a bootstrap of all zeros would have no width); otherwise a
     percentile bootstrap with 2,000 resamples.
 
     Args:
         values: (examples,)
         seed: Of the resampling.
+        share: Whether the values are hits and misses where they are ones and zeros.
     """
     mean = float(values.mean())
-    if np.isin(values, (0.0, 1.0)).all():
+    if share and np.isin(values, (0.0, 1.0)).all():
         interval = stats.binomtest(int(values.sum()), len(values)).proportion_ci(LEVEL, method="wilson")
         return Estimate(value=mean, interval=Interval(low=float(interval.low), high=float(interval.high)))
     return bootstrap(values[None], lambda means: means[0], seed)

@@ -1,12 +1,15 @@
 """The look that all figures share, and how a figure becomes a part of a page."""
 
+# pyright: reportUnknownMemberType=false
+# Matplotlib's own annotations leave keyword arguments open.
+
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from markupsafe import Markup, escape
 from matplotlib import style
@@ -15,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+
+T = TypeVar("T")
 
 WIDTH = 4.6  # inches; on a phone this is shown at four fifths, which leaves 10 points legible
 
@@ -60,7 +65,7 @@ class Picture:
 
 
 @contextmanager
-def house_style() -> Iterator[None]:
+def house_style() -> Generator[None]:
     """Draw alike on every machine, whatever matplotlib's own configuration there."""
     with style.context(["default", _STYLE]), warnings.catch_warnings():
         # The browser draws the text, so glyphs that matplotlib's font lacks do not matter.
@@ -114,9 +119,15 @@ def key_band() -> Artist:
 
 
 def label(text: str) -> str:
-    """A name that fits beside an axis: one line, cut where it is long."""
-    text = " ".join(text.split())
-    return text if len(text) <= _LABEL_LENGTH else f"{text[: _LABEL_LENGTH - 1]}…"
+    """A name that fits beside an axis: on one line, and without its middle where it is long."""
+    text, half = " ".join(text.split()), _LABEL_LENGTH // 2
+    return text if len(text) <= _LABEL_LENGTH else f"{text[:half]}…{text[-half:]}"
+
+
+def foremost(items: Sequence[T], most: int, importance: Callable[[T], tuple[float, ...]]) -> list[T]:
+    """The most important items, in their own order."""
+    ranked = sorted(range(len(items)), key=lambda position: importance(items[position]), reverse=True)
+    return [items[position] for position in sorted(ranked[:most])]
 
 
 def to_svg(figure: Figure, name: str, title: str, description: str) -> Markup:
@@ -129,7 +140,7 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> Markup:
         description: What it shows, for those who do not see it.
     """
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))  # pyright: ignore[reportUnknownMemberType]
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     drawn = buffer.getvalue()
     content = drawn[drawn.index(">", drawn.index("<svg")) + 1 : drawn.rindex("</svg>")]
     content = re.sub(r"<!--.*?-->|<defs>\s*<style.*?</style>\s*</defs>", "", content, flags=re.DOTALL)

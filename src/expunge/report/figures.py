@@ -1,8 +1,9 @@
 """The six figures of the page."""
 
-import math
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+# pyright: reportUnknownMemberType=false
+# Matplotlib's own annotations leave keyword arguments open.
+
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -10,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from expunge.audit.evidence import Answers, Aspect, Cost, Curve, Evidence, Interval, LayerDistance, Measure
+from expunge.audit.evidence import Answers, Cost, Curve, Evidence, LayerDistance
 from expunge.report import words
+from expunge.report.comparisons import groups_figure, quality_figure
 from expunge.report.drawing import (
     BAND,
     ORACLE,
@@ -20,11 +22,10 @@ from expunge.report.drawing import (
     UNLEARNED,
     Picture,
     add_legend,
+    foremost,
     house_style,
     key_band,
     key_oracles,
-    key_original,
-    key_unlearned,
     label,
     legend_height,
     new_figure,
@@ -32,80 +33,20 @@ from expunge.report.drawing import (
     to_svg,
 )
 
-T = TypeVar("T")
-
-MOST_GROUPS, MOST_ANSWERS, MOST_LAYERS, MOST_ORACLES = 12, 10, 16, 10
-_NARROWEST_SCALE = 0.05
+MOST_ANSWERS, MOST_LAYERS, MOST_ORACLES = 10, 16, 10
 
 
 def pictures(evidence: Evidence) -> list[Picture]:
     """All figures in the order of the page."""
     with house_style():
         return [
-            _quality(evidence),
-            _groups(evidence.groups),
+            quality_figure(evidence),
+            groups_figure(evidence.groups),
             _answers(evidence.answers),
             _relearning(evidence.curves),
             _cost(evidence.cost),
             _layers(evidence.layers),
         ]
-
-
-def headline(evidence: Evidence) -> list[Measure]:
-    """The measures of the first kind of quality, on every set."""
-    kind = (*evidence.groups, *evidence.measures)[0].name if evidence.groups or evidence.measures else ""
-    return [measure for measure in evidence.measures if measure.name == kind]
-
-
-def shown_groups(groups: Sequence[Measure]) -> list[Measure]:
-    """The groups for which there is room: the forgotten ones, then those furthest from the oracles."""
-
-    def importance(measure: Measure) -> tuple[bool, float, float]:
-        value, band = measure.unlearned.value, measure.band
-        centre = float(np.mean(measure.oracles)) if measure.oracles else value
-        return measure.aspect is Aspect.FORGETTING, max(band.low - value, value - band.high, 0.0), abs(value - centre)
-
-    return _foremost(groups, MOST_GROUPS, importance)
-
-
-def _quality(evidence: Evidence) -> Picture:
-    measures = headline(evidence)
-    if not measures:
-        return Picture("Quality", "The evidence holds no measure of quality on whole sets.")
-    heading = f"{_capital(measures[0].name)} on each set"
-    legend = _comparison_legend(measures)
-    figure = new_figure(0.15 + legend_height(legend) + 0.78 * len(measures))
-    add_legend(figure, legend)
-    for axes, measure in zip(figure.subplots(len(measures), squeeze=False)[:, 0], measures, strict=True):
-        _compare(axes, 0, measure)
-        axes.set_title(label(measure.on))
-        axes.set_yticks([])
-        axes.set_ylim(0.6, -0.6)
-        axes.set_xlim(*_scale([measure]))
-        axes.locator_params(axis="x", nbins=6)
-    caption = (
-        "The unlearned model should lie where the oracles lie; each row has a scale of its own, and the paler part of "
-        "a bar is the margin that still counts as inside."
-    )
-    return Picture(heading, caption, to_svg(figure, "quality", heading, _described(measures)))
-
-
-def _groups(groups: Sequence[Measure]) -> Picture:
-    if not groups:
-        return Picture("By group", "The evidence holds no measure by group.")
-    shown = shown_groups(groups)
-    heading = f"{_capital(shown[0].name)} by group"
-    figure, axes = rows_figure(len(shown), 0.3, legend := _comparison_legend(shown))
-    for row, measure in enumerate(shown):
-        _compare(axes, row, measure)
-    axes.set_yticks(
-        range(len(shown)),
-        [label(group.on) + (" (forgotten)" if group.aspect is Aspect.FORGETTING else "") for group in shown],
-    )
-    axes.set_xlim(*_scale(shown))
-    caption = "Each group, such as a class, is read like the figure on whole sets, here on one common scale"
-    caption += _rest(len(groups) - len(shown), "groups lie closer to the oracles and are left out")
-    return Picture(heading, caption, to_svg(figure, "groups", heading, _described(shown)))
 
 
 def _answers(answers: Answers | None) -> Picture:
@@ -114,8 +55,8 @@ def _answers(answers: Answers | None) -> Picture:
         return Picture(heading, "This task has no kinds of answer whose frequency could be shown.")
     oracles = np.asarray(answers.oracles, dtype=float).reshape(-1, len(answers.kinds))
     reference = oracles.mean(0) if len(oracles) else np.asarray(answers.original)
-    rows = _foremost(
-        range(len(answers.kinds)), MOST_ANSWERS, lambda kind: abs(answers.unlearned[kind] - float(reference[kind]))
+    rows = foremost(
+        range(len(answers.kinds)), MOST_ANSWERS, lambda kind: (abs(answers.unlearned[kind] - float(reference[kind])),)
     )
     series = [("unlearned", np.asarray(answers.unlearned), UNLEARNED, UNLEARNED)]
     series += [("mean oracle, with range", oracles.mean(0), ORACLE, BAND)] if len(oracles) else []
@@ -132,10 +73,10 @@ def _answers(answers: Answers | None) -> Picture:
     axes.set_xlim(0)
     axes.set_xlabel("mean predicted probability")
     caption = (
-        "A retrained model spreads the forget set over the answers that remain; bars of the unlearned model that "
-        "differ from the oracles' tell that it was not retrained"
+        "A retrained model spreads the forget set over the answers that remain; a bar of the unlearned model "
+        "outside the oracles' range tells that it was not retrained"
     )
-    caption += _rest(len(answers.kinds) - len(rows), "answers differ less and are left out")
+    caption += words.left_out(len(answers.kinds) - len(rows), "answers differ less and are left out")
     described = "; ".join(
         f"{answers.kinds[row]}: unlearned {words.number(answers.unlearned[row])}, "
         f"oracles {words.mean([each[row] for each in answers.oracles])}"
@@ -184,7 +125,7 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
     intervals = [point.interval for point in curve.unlearned]
     axes.vlines(curve.steps, [each.low for each in intervals], [each.high for each in intervals], color=UNLEARNED)
     axes.plot(curve.steps, [point.value for point in curve.unlearned], color=UNLEARNED, marker="o", markersize=5)
-    axes.set_title(_capital(curve.name))
+    axes.set_title(words.capital(curve.name))
     axes.set_xlabel("optimiser steps")
     axes.set_ylabel("quality")
     axes.set_ylim(-0.03, 1.05)
@@ -200,7 +141,8 @@ def _cost(cost: Cost) -> Picture:
     names = ["unlearning", *(f"oracle {position}" for position in range(1, len(seconds)))]
     figure, axes = rows_figure(len(seconds), 0.32, [])
     colours = [UNLEARNED] + [BAND] * (len(seconds) - 1)
-    bars = axes.barh(range(len(seconds)), seconds, 0.65, color=colours, edgecolor=[UNLEARNED, *[ORACLE] * len(names)][: len(names)])
+    edges = [UNLEARNED] + [ORACLE] * (len(seconds) - 1)
+    bars = axes.barh(range(len(seconds)), seconds, 0.65, color=colours, edgecolor=edges)
     axes.bar_label(bars, [words.duration(value) for value in seconds], padding=4)
     axes.set_yticks(range(len(seconds)), names)
     axes.set_xlim(0, 1.2 * max(*seconds, 1e-9))
@@ -208,7 +150,7 @@ def _cost(cost: Cost) -> Picture:
     caption = "Bars are wall time on the same machine"
     if cost.share_of_retraining is not None:
         caption = f"{took}, {words.share_of_retraining(cost.share_of_retraining)}; bars are wall time on one machine"
-    caption += _rest(len(cost.oracle_seconds) - len(seconds) + 1, "oracles are left out")
+    caption += words.left_out(len(cost.oracle_seconds) - len(seconds) + 1, "oracles are left out")
     described = "; ".join(f"{name} {words.duration(value)}" for name, value in zip(names, seconds, strict=True))
     return Picture(heading, caption, to_svg(figure, "cost", heading, described))
 
@@ -218,11 +160,11 @@ def _layers(layers: Sequence[LayerDistance]) -> Picture:
     if not layers:
         return Picture(heading, "The evidence holds no distances between weights.")
 
-    def deviation(layer: LayerDistance) -> float:
+    def deviation(layer: LayerDistance) -> tuple[float, ...]:
         centre = float(np.mean(layer.oracles)) if layer.oracles else 0.0
-        return abs(layer.unlearned - centre)
+        return (abs(layer.unlearned - centre),)
 
-    shown = _foremost(layers, MOST_LAYERS, deviation)
+    shown = foremost(layers, MOST_LAYERS, deviation)
     legend: list[Artist] = [Line2D([], [], color=UNLEARNED, marker="o", linestyle="none", label="unlearned")]
     legend += [key_oracles()] if any(layer.oracles for layer in shown) else []
     figure, axes = rows_figure(len(shown), 0.26, legend)
@@ -231,14 +173,14 @@ def _layers(layers: Sequence[LayerDistance]) -> Picture:
             axes.hlines(row, min(layer.oracles), max(layer.oracles), color=BAND, linewidth=5, alpha=0.5)
         axes.plot(layer.oracles, [row] * len(layer.oracles), "|", color=ORACLE, markersize=9)
     axes.plot([layer.unlearned for layer in shown], range(len(shown)), "o", color=UNLEARNED, markersize=6)
-    axes.set_yticks(range(len(shown)), [label(layer.layer) for layer in shown])
-    axes.set_xlim(0)
+    axes.set_yticks(range(len(shown)), _layer_labels([layer.layer for layer in shown]))
+    axes.set_xlim(0, 1.08 * max(1e-9, *(max(layer.unlearned, *layer.oracles, 0.0) for layer in shown)))
     axes.set_xlabel("distance from the original / its norm")
     caption = (
         "Oracles start from other random weights and so lie far from the original; a layer of the unlearned model "
         "near zero was hardly touched"
     )
-    caption += _rest(len(layers) - len(shown), "layers lie closer to the oracles and are left out")
+    caption += words.left_out(len(layers) - len(shown), "layers lie closer to the oracles and are left out")
     described = "; ".join(
         f"{layer.layer}: unlearned {words.number(layer.unlearned)}, oracles {words.mean(layer.oracles)}"
         for layer in shown
@@ -246,55 +188,10 @@ def _layers(layers: Sequence[LayerDistance]) -> Picture:
     return Picture(heading, caption, to_svg(figure, "layers", heading, described))
 
 
-def _compare(axes: Axes, row: int, measure: Measure) -> None:
-    """One row: the band with its margin, each oracle, the original, and the unlearned model over them."""
-    band = measure.band
-    if math.isfinite(band.low) and math.isfinite(band.high):
-        for extra in (measure.margin, 0.0):
-            axes.barh(row, band.high - band.low + 2 * extra, 0.7, band.low - extra, color=BAND, alpha=0.3, linewidth=0)
-    axes.plot(measure.oracles, [row] * len(measure.oracles), "|", color=ORACLE, markersize=11)
-    if measure.original is not None:
-        axes.plot(measure.original.value, row, "o", color=ORIGINAL, fillstyle="none", markersize=8, clip_on=False)
-    interval = measure.unlearned.interval
-    axes.hlines(row, interval.low, interval.high, color=UNLEARNED, linewidth=2)
-    axes.plot(measure.unlearned.value, row, "o", color=UNLEARNED, markersize=6, clip_on=False)
-
-
-def _comparison_legend(measures: Sequence[Measure]) -> list[Artist]:
-    original = [key_original()] if any(measure.original for measure in measures) else []
-    return [key_unlearned(), *original, key_band(), key_oracles()]
-
-
-def _scale(measures: Sequence[Measure]) -> tuple[float, float]:
-    """Ends of an axis that holds all that is drawn, with some room."""
-    values: list[float] = []
-    for measure in measures:
-        drawn = [measure.unlearned.interval, measure.band, Interval(low=measure.unlearned.value, high=measure.unlearned.value)]
-        drawn += [measure.original.interval] if measure.original else []
-        values += [end for each in drawn for end in (each.low, each.high) if math.isfinite(end)]
-        values += measure.oracles
-    low, high = min(values), max(values)
-    room = max(0.08 * (high - low), (_NARROWEST_SCALE - (high - low)) / 2)
-    return low - room, high + room
-
-
-def _foremost(items: Sequence[T], most: int, importance: Callable[[T], object]) -> list[T]:
-    """The most important items, in their own order."""
-    ranked = sorted(range(len(items)), key=lambda position: importance(items[position]), reverse=True)  # pyright: ignore
-    return [items[position] for position in sorted(ranked[:most])]
-
-
-def _rest(left_out: int, what: str) -> str:
-    return f"; {words.count(left_out)} more {what}." if left_out > 0 else "."
-
-
-def _described(measures: Sequence[Measure]) -> str:
-    return "; ".join(
-        f"{measure.on}: unlearned {words.estimate(measure.unlearned)}, oracles {words.mean(measure.oracles)}, "
-        f"{words.place(measure)}"
-        for measure in measures
-    )
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _layer_labels(names: Sequence[str]) -> list[str]:
+    """Dotted names without the modules that all of them share."""
+    parts = [name.split(".") for name in names]
+    shared = 0
+    while len(names) > 1 and len({tuple(each[: shared + 1]) for each in parts}) == 1 and len(parts[0]) > shared + 1:
+        shared += 1
+    return [label(".".join(each[shared:])) for each in parts]

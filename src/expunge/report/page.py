@@ -31,8 +31,8 @@ def render(record: Record, evidence: Evidence | None, *, title: str | None = Non
     """
     if evidence is not None and evidence.result_digest != record.result_digest:
         raise SavedModelError(
-            f"the evidence speaks of the model {evidence.result_digest[:12]}…, the record of {record.result_digest[:12]}…;"
-            " audit this run, or pass the evidence that belongs to it"
+            f"the evidence speaks of model {evidence.result_digest[:12]}…, the record of {record.result_digest[:12]}…; "
+            "audit this run, or pass the evidence that belongs to it"
         )
     subject = tables.subject(record, evidence)
     return _template().render(

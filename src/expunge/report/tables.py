@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from expunge.audit.evidence import Curve, Evidence, Measure
 from expunge.report import words
-from expunge.report.figures import shown_groups
+from expunge.report.comparisons import shown_groups
 from expunge.unlearning import Record
 
 
@@ -41,7 +41,7 @@ def asked(record: Record, evidence: Evidence | None) -> list[tuple[str, str]]:
         amount = f"{words.count(forget.examples, 'example')}; the data to be kept were not given"
     else:
         total = forget.examples + retain.examples
-        amount = f"{words.count(forget.examples)} of {words.count(total, 'training example')} "
+        amount = f"{words.count(forget.examples)} of {words.count(total, 'training example')} at hand "
         amount += f"({words.percent(forget.examples / total)})"
     return [
         ("To be forgotten", f"{subject(record, evidence)}: {amount}" if record.classes else amount),
@@ -76,8 +76,8 @@ def _groups(evidence: Evidence) -> list[Table]:
 
 _MEASURE_COLUMNS = ("Measure", "On", "Unlearned", "Original", "Mean oracle", "Oracle band", "Unlearned lies")
 _BAND_NOTE = (
-    "In brackets: 95 % interval over examples. Oracle band: where one more oracle would fall with 95 % confidence. "
-    "Divergences are in nats; other measures are shares between 0 and 1."
+    f"In brackets: 95{words.SPACE}% interval over examples. Oracle band: where one more oracle would fall with "
+    f"95{words.SPACE}% confidence. Divergences are in nats; other measures are shares between 0 and 1."
 )
 
 
@@ -105,8 +105,8 @@ def _relearning(curves: Sequence[Curve]) -> list[Table]:
 
     models = list(dict.fromkeys(model for curve in curves for model in curve.relearn_steps))
     rows = [[model, *(steps(curve, model) for curve in curves)] for model in models]
-    thresholds = words.listing([f"{words.number(curve.threshold)} ({curve.name})" for curve in curves])
-    note = f"Optimiser steps until quality on forgotten examples reaches 95 % of the original's: {thresholds}."
+    thresholds = words.listing(sorted({words.number(curve.threshold) for curve in curves}))
+    note = f"Optimiser steps until quality on forgotten examples reaches 95 % of the original's ({thresholds})."
     return [Table("Steps to relearn", ("Model", *(curve.name for curve in curves)), rows, note)]
 
 
@@ -121,10 +121,8 @@ def _phases(record: Record) -> Table:
         ]
         for phase in record.phases
     ]
-    total = words.count(sum(phase.steps for phase in record.phases))
-    rows.append(
-        ["all", total, words.count(record.examples), words.duration(record.seconds), words.size(record.peak_memory_bytes)]
-    )
+    steps, memory = sum(phase.steps for phase in record.phases), words.size(record.peak_memory_bytes)
+    rows.append(["all", words.count(steps), words.count(record.examples), words.duration(record.seconds), memory])
     columns = ("Phase", "Steps", "Examples", "Time", "Peak memory")
     return Table("What was done", columns, rows, "Examples: passes of one example forward and backward.")
 

@@ -70,6 +70,16 @@ def listing(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def left_out(items: int, what: str) -> str:
+    """How a caption ends: with what there was no room for, if anything."""
+    return f"; {count(items)} more {what}." if items > 0 else "."
+
+
+def capital(text: str) -> str:
+    """With a capital at the start, and the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def share_of_retraining(share: float) -> str:
     """What unlearning cost beside one retraining."""
     return f"{percent(share)} of one retraining" if share < 1 else f"{share:.1f} times as much as one retraining"

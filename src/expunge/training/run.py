@@ -177,7 +177,7 @@ class _Loop:
         batch_statistics: bool,
     ) -> None:
         self.run_, self.terms, self.steps, self.model = run, terms, steps, model
-        self.accelerator, self.settings = run.accelerator, optimizer
+        self.accelerator, self.settings = run.execution.accelerator(), optimizer
         self.seed = derive(run.seed, "phase", phase)
         self.batch_statistics = batch_statistics
         self.index = len(run.phases)
@@ -230,7 +230,6 @@ class _Loop:
                 last_timed = time.monotonic()
             self._collect_losses(display)
         self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-        self.accelerator.free_memory()
         self._save(complete=True)
         return self.record
 

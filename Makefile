@@ -1,0 +1,43 @@
+# Everything a newcomer needs: `make demo` and `make test` install what they use into .venv.
+PYTHON ?= python3
+BENCH ?= unsir_cifar10
+SIZE ?= quick
+VENV := .venv
+RUN := $(VENV)/bin
+
+.PHONY: demo test lint docs bench install clean
+
+demo: $(VENV)/.installed
+	$(RUN)/expunge demo --output expunge-demo
+
+test: $(VENV)/.installed-dev
+	$(RUN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/pyright
+	$(RUN)/lint-imports
+
+docs: $(VENV)/.installed-dev
+	$(RUN)/mkdocs build --strict
+
+bench: $(VENV)/.installed
+	$(RUN)/python benchmarks/$(BENCH).py --size $(SIZE)
+
+install: $(VENV)/.installed-dev
+
+clean:
+	rm -rf $(VENV) site expunge-demo
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --upgrade "pip>=25.1"
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --group dev
+	touch $@

@@ -1,0 +1,152 @@
+"""The commands, and how errors and interruptions reach a person."""
+
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from expunge.cli.demo import run_demo
+from expunge.cli.job_file import load_job
+from expunge.cli.methods import installed_methods
+from expunge.cli.runs import Outcome, audit_run, is_main_process, render_run, run_job
+from expunge.cli.summary import method_facts, outcome_json, print_methods, print_outcome
+from expunge.errors import ExpungeError, JobError
+
+
+class _Commands(TyperGroup):
+    """Turns the library's errors into one red line and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ExpungeError as error:
+            _complain(f"error: {error}")
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            again = "; the same command with --resume goes on" if ctx.invoked_subcommand == "run" else ""
+            _complain(f"interrupted{again}")
+            raise typer.Exit(130) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Remove the influence of chosen training data from a trained model, and measure how far that worked.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # locals may hold data that are to be forgotten
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The output folder of a run.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"expunge {version('expunge')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """What all commands have in common."""
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List every method that can be named in a job."""
+    found = installed_methods()
+    if as_json:
+        _print_json([method_facts(entry) for entry in found])
+    else:
+        print_methods(_console(), found)
+
+
+@app.command()
+def run(
+    job_file: Annotated[Path, typer.Argument(metavar="JOB", help="The job, a YAML file.")],
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the job, as in --set method.batch_size=64."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Folder for the results, instead of the job's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Unlearn as a job file says, and audit the result if it says so."""
+    job = load_job(job_file, change or [])
+    if output is None and job.output is None:
+        raise JobError("output: is missing; name a folder in the job or with --output")
+    folder = output if output is not None else job.path(job.output or "")
+    _show(run_job(job, folder, resume=resume, say=_say), as_json=as_json)
+
+
+@app.command()
+def audit(
+    folder: RunFolder,
+    oracles: Annotated[
+        int | None, typer.Option(help="How many oracles to train; by default as in the job, or 5.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the audit; by default the job's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a run's model against models retrained without the forget set."""
+    _show(audit_run(folder, oracles=oracles, seed=seed, say=_say), as_json=as_json)
+
+
+@app.command()
+def report(folder: RunFolder, as_json: Json = False) -> None:
+    """Write the report of a run again."""
+    path = render_run(folder).report
+    if as_json:
+        _print_json({"report": str(path)})
+    else:
+        typer.echo(path)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("expunge-demo"),
+    oracles: Annotated[int, typer.Option(min=2, help="How many oracles to compare with; 3 for a verdict.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a small network on handwritten digits, make it forget one, and audit that."""
+    _show(run_demo(output, oracles=oracles, seed=seed, say=_say), as_json=as_json)
+
+
+def _show(outcome: Outcome, *, as_json: bool) -> None:
+    if not is_main_process():
+        return
+    if as_json:
+        _print_json(outcome_json(outcome))
+    else:
+        print_outcome(_console(), outcome)
+
+
+def _console() -> Console:
+    # tables in a file or a pipe need not be squeezed into 80 columns
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+def _say(text: str) -> None:
+    if is_main_process():
+        Console(stderr=True).print(escape(text), highlight=False, soft_wrap=True)
+
+
+def _complain(text: str) -> None:
+    if is_main_process():
+        Console(stderr=True).print(f"[red]{escape(text)}[/red]", highlight=False, soft_wrap=True)
+
+
+def _print_json(content: object) -> None:
+    typer.echo(json.dumps(content, indent=2))

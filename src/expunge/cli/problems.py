@@ -1,0 +1,179 @@
+"""From a job to what the library works on: a problem, a method, execution and audit settings."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.audit import AuditSettings
+from expunge.cli.job import Job
+from expunge.cli.loading import existing, load_function
+from expunge.cli.methods import method_from
+from expunge.cli.models import load_model, untrained
+from expunge.cli.settings import checked_call
+from expunge.cli.sources import Source, load_source
+from expunge.errors import ForgetSetError, JobError, SourceError
+from expunge.methods import Method
+from expunge.problem import Problem, Recipe, Split, split
+from expunge.tasks import Classification
+from expunge.training import Execution, Optimizer, Supervised
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job in the library's terms.
+
+    Attributes:
+        problem: What is asked for.
+        notes: What was decided while reading the data, in words.
+    """
+
+    problem: Problem
+    notes: tuple[str, ...]
+
+
+def prepare(job: Job) -> Prepared:
+    """Read the data and the model of a job and part the data.
+
+    Raises:
+        SourceError: Data, model or a function of the user's cannot be loaded.
+        JobError: A setting cannot be used.
+        ForgetSetError: What is to be forgotten cannot be found.
+    """
+    train = load_source(job.data.train, job, "data.train")
+    holdout = None
+    if job.data.holdout is not None:
+        holdout = load_source(job.data.holdout, job, "data.holdout", like=train)
+    task = _task(job, train)
+    parts = _split(job, train)
+    problem = Problem(
+        model=load_model(job),
+        task=task,
+        forget=parts.forget,
+        retain=parts.retain,
+        holdout=holdout.dataset if holdout is not None else None,
+        classes=parts.classes,
+        recipe=_recipe(job, task),
+    )
+    return Prepared(problem, tuple(_notes(train, parts)))
+
+
+def method_of(job: Job) -> Method:
+    """The method of a job.
+
+    Raises:
+        JobError: There is no such method or setting.
+    """
+    return method_from(job.method.model_dump(exclude_unset=True))
+
+
+def execution_of(job: Job) -> Execution:
+    """How computations of a job run."""
+    return Execution(**job.execution.model_dump())
+
+
+def audit_settings_of(job: Job) -> AuditSettings:
+    """How a job is to be audited, besides the number of oracles.
+
+    Raises:
+        JobError: A setting is unknown or cannot be used.
+    """
+    return checked_call(AuditSettings, (job.audit.model_extra or {}) if job.audit else {}, "audit")
+
+
+def _task(job: Job, train: Source) -> Classification:
+    settings = job.task.model_dump(exclude_none=True)
+    named = [name for name in ("inputs", "labels") if isinstance(settings.get(name), str)]
+    if named and not train.fields:
+        raise JobError(
+            f"task.{named[0]}: the examples of data.train have no named fields; remove it, and choose arrays or "
+            "columns under data.train"
+        )
+    if train.names is not None and len(train.names) == job.task.classes:
+        settings = {"names": train.names} | settings
+    return checked_call(Classification, settings, "task")
+
+
+def _split(job: Job, train: Source) -> Split:
+    forget, dataset = job.forget, train.dataset
+    if forget.classes is not None:
+        unknown = [label for label in forget.classes if not 0 <= label < job.task.classes]
+        if unknown:
+            raise ForgetSetError(
+                f"forget.classes: {unknown[0]} is not in the task, which has the classes 0 to {job.task.classes - 1}"
+            )
+        return split(dataset, classes=forget.classes, label=job.task.labels)
+    if forget.where is not None:
+        return split(dataset, where=load_function(forget.where, job.base, "forget.where"))
+    if forget.column is not None:
+        wanted = [str(value).strip() for value in _wanted(job)]
+        return split(dataset, indices=_rows(train.column(forget.column), wanted))
+    if forget.indices_file is not None:
+        return split(dataset, indices=_indices(job.path(forget.indices_file)))
+    return split(dataset, indices=forget.indices)
+
+
+def _wanted(job: Job) -> list[Any]:
+    if job.forget.values_file is None:
+        return list(job.forget.values or ())
+    lines = _lines(job.path(job.forget.values_file), "forget.values_file")
+    return [line for line in lines if line]
+
+
+def _rows(column: NDArray[np.str_], wanted: list[str]) -> NDArray[np.int64]:
+    found = np.isin(wanted, column)
+    if not found.all():
+        raise ForgetSetError(
+            f"forget: {int((~found).sum())} of the {len(wanted)} values asked for do not occur in the column; values "
+            "are compared as text, so check spelling, leading zeros and quotes"
+        )
+    return np.flatnonzero(np.isin(column, wanted))
+
+
+def _indices(path: Path) -> NDArray[Any]:
+    key = "forget.indices_file"
+    try:
+        if path.suffix == ".npy":
+            return cast("NDArray[Any]", np.load(existing(path, key), allow_pickle=False))
+        return np.asarray([int(line) for line in _lines(path, key) if line], dtype=np.int64)
+    except (ValueError, OSError, EOFError) as error:
+        raise SourceError(f"{key}: {path} must hold one whole number a line, or be an .npy array of them") from error
+
+
+def _lines(path: Path, key: str) -> list[str]:
+    try:
+        return [line.strip() for line in existing(path, key).read_text(encoding="utf-8").splitlines()]
+    except (UnicodeDecodeError, OSError) as error:
+        raise SourceError(f"{key}: {path} cannot be read as UTF-8 text") from error
+
+
+def _recipe(job: Job, task: Classification) -> Recipe | None:
+    section = job.recipe
+    if section is None:
+        return None
+    if section.python is not None:
+        return cast("Recipe", load_function(section.python, job.base, "recipe.python"))
+    chosen = section.model_dump(exclude={"python", "epochs", "batch_size"})
+    # oracles have a bar of their own, one tick a model
+    execution = replace(execution_of(job), progress=False)
+    return Supervised(
+        untrained(job),
+        task,
+        epochs=section.epochs,
+        batch_size=section.batch_size,
+        optimizer=checked_call(Optimizer, chosen, "recipe"),
+        execution=execution,
+    )
+
+
+def _notes(train: Source, parts: Split) -> list[str]:
+    forget, retain = len(parts.forget), len(parts.retain)
+    notes = [f"{forget:,} of {forget + retain:,} training examples are to be forgotten, {retain:,} to be kept"]
+    if train.features is not None:
+        notes.append(f"an input is made of {len(train.features)} columns: {', '.join(train.features)}")
+    if train.names is not None:
+        named = ", ".join(f"{name} = {number}" for number, name in enumerate(train.names))
+        notes.append(f"classes are numbered in this order: {named}")
+    return notes

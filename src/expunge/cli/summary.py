@@ -1,0 +1,111 @@
+"""What a run came to, as tables on a terminal or as JSON."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from expunge.audit import Evidence, Verdict
+from expunge.audit.evidence import Measure, Side
+from expunge.cli.methods import Installed
+from expunge.cli.runs import Outcome
+from expunge.report import words
+from expunge.tasks import Task
+
+_STYLES = {Side.INSIDE: "green", Side.UNDECIDED: "yellow", Side.ABOVE: "red", Side.BELOW: "red"}
+
+
+def print_outcome(console: Console, outcome: Outcome) -> None:
+    """The evidence in a table, the verdict in a sentence, and where the files lie."""
+    record = outcome.record
+    if outcome.evidence is None:
+        console.print(f"{record.method} took {words.duration(record.seconds)}; it was not audited.")
+    else:
+        _print_evidence(console, outcome.evidence)
+    console.print(f"\nReport: [bold]{escape(str(outcome.report))}[/bold]", soft_wrap=True)
+
+
+def outcome_json(outcome: Outcome) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "folder": str(outcome.folder),
+        "report": str(outcome.report),
+        "record": outcome.record.model_dump(mode="json"),
+        "evidence": outcome.evidence.model_dump(mode="json") if outcome.evidence is not None else None,
+    }
+
+
+def print_methods(console: Console, methods: list[Installed]) -> None:
+    """Every method in a table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("name", "paper", "task", "needs", "tier", "maturity", "presets"):
+        table.add_column(heading, no_wrap=heading == "name", overflow="fold")
+    for entry in methods:
+        facts = method_facts(entry)
+        if entry.method is None:
+            table.add_row(entry.name, f"[red]{escape(entry.complaint or '')}[/red]")
+        else:
+            table.add_row(*(escape(_joined(facts[str(column.header)])) for column in table.columns))
+    console.print(table)
+
+
+def method_facts(entry: Installed) -> dict[str, Any]:
+    """What is known of a method, for programs."""
+    method = entry.method
+    if method is None:
+        return {"name": entry.name, "error": entry.complaint}
+    return {
+        "name": entry.name,
+        "paper": method.paper,
+        "task": [task.__name__ for task in method.tasks],
+        "needs": sorted(need.value for need in method.needs),
+        "tier": method.tier.value,
+        "maturity": method.maturity.value,
+        "presets": list(method.presets),
+    }
+
+
+def _print_evidence(console: Console, evidence: Evidence) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("measure")
+    for heading in ("original", "unlearned", "oracles", "band of the oracles"):
+        table.add_column(heading, justify="right")
+    table.add_column("unlearned lies")
+    for measure in evidence.measures:
+        table.add_row(*_row(measure))
+    for curve in evidence.curves:
+        steps = [_steps(curve.relearn_steps.get(name)) for name in ("original", "unlearned")]
+        oracles = [taken for name, taken in curve.relearn_steps.items() if name not in ("original", "unlearned")]
+        table.add_row(f"{curve.name}, steps", *steps, ", ".join(dict.fromkeys(map(_steps, oracles))), "", "")
+    console.print(table)
+    console.print()
+    colour = "green" if evidence.verdict is Verdict.INDISTINGUISHABLE else "yellow"
+    console.print(f"[bold {colour}]Verdict: {evidence.verdict.value}.[/] {escape(evidence.sentence)}")
+    cost = evidence.cost
+    if cost.share_of_retraining is not None:
+        share = words.share_of_retraining(cost.share_of_retraining)
+        console.print(f"Cost: {words.duration(cost.seconds)}, {share}")
+
+
+def _row(measure: Measure) -> list[str]:
+    side = f"[{_STYLES[measure.side]}]{measure.side.value}[/]"
+    original = words.number(measure.original.value) if measure.original is not None else ""
+    return [
+        escape(f"{measure.name}, {measure.on}"),
+        original,
+        f"[bold]{words.number(measure.unlearned.value)}[/bold]",
+        words.mean(measure.oracles),
+        words.interval(measure.band),
+        side,
+    ]
+
+
+def _steps(taken: int | None) -> str:
+    return "never" if taken is None else str(taken)
+
+
+def _joined(value: str | list[str]) -> str:
+    if value == [Task.__name__]:
+        return "any"
+    return value if isinstance(value, str) else ", ".join(value) or "-"

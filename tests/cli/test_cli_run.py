@@ -1,0 +1,212 @@
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from job_folder import QUICK_AUDIT, JobFolder
+
+import expunge.cli.runs
+from expunge.audit import Evidence
+from expunge.errors import OutputError
+from expunge.unlearning import Unlearned
+
+RESULT = {"job.yaml", "record.json", "model.safetensors", "forget.key", "report.html"}
+
+
+def test_a_whole_job_leaves_a_complete_result(jobs: JobFolder) -> None:
+    jobs.job |= {"recipe": {"epochs": 2, "batch_size": 32}, "audit": QUICK_AUDIT, "seed": 3}
+    result = jobs.run()
+    assert result.exit_code == 0, result.output
+    assert jobs.outputs() == RESULT | {"evidence.json"}
+    evidence = Evidence.load(jobs.output)
+    assert evidence.result_digest == jobs.record()["result_digest"]
+    assert len(evidence.measure("accuracy", "forget").oracles) == 3
+    assert evidence.seed == 3
+    assert "accuracy, forget" in result.stdout
+    assert evidence.sentence in " ".join(result.stdout.split())
+    assert "30 of 120 training examples are to be forgotten, 90 to be kept" in result.stderr
+    assert "<html" in (jobs.output / "report.html").read_text(encoding="utf-8")
+
+
+def test_json_is_all_that_goes_to_standard_output(jobs: JobFolder) -> None:
+    printed = json.loads(jobs.run("--json").stdout)
+    assert printed["record"] == jobs.record()
+    assert printed["evidence"] is None
+    assert Path(printed["report"]).exists()
+
+
+def test_set_changes_the_job_and_the_copy_says_so(jobs: JobFolder) -> None:
+    jobs.job["method"] = {"name": "fine-tune", "stages": [{"learning_rate": 0.1, "epochs": 1}]}
+    result = jobs.run("--set", "seed=7", "--set", "method.stages.0.learning_rate=2e-3", "--set", "execution.workers=0")
+    assert result.exit_code == 0, result.output
+    assert jobs.record()["seed"] == 7
+    assert jobs.record()["settings"]["stages"] == [{"learning_rate": 0.002, "epochs": 1.0, "steps": None}]
+    copy = yaml.safe_load((jobs.output / "job.yaml").read_text(encoding="utf-8"))
+    assert copy["seed"] == 7
+    assert copy["base"] == str(jobs.folder)
+
+
+def test_a_preset_is_the_base_of_the_settings(jobs: JobFolder) -> None:
+    jobs.job["method"] |= {"preset": "paper"}
+    assert jobs.run().exit_code == 0
+    assert jobs.record()["settings"]["impair_learning_rate"] == 0.02
+    assert jobs.record()["settings"]["noise_images"] == 4
+
+
+def test_output_on_the_command_line_wins(jobs: JobFolder) -> None:
+    assert jobs.run("--output", jobs.folder / "elsewhere").exit_code == 0
+    assert (jobs.folder / "elsewhere" / "record.json").exists()
+    assert not jobs.output.exists()
+
+
+def test_what_tells_who_was_forgotten_is_private(jobs: JobFolder) -> None:
+    assert jobs.run().exit_code == 0
+    for name in ("job.yaml", "forget.key"):
+        assert stat.S_IMODE((jobs.output / name).stat().st_mode) == 0o600
+
+
+def test_a_finished_folder_is_refused_and_resume_completes_it(jobs: JobFolder) -> None:
+    assert jobs.run().exit_code == 0
+    before = (jobs.output / "model.safetensors").read_bytes()
+    refused = jobs.run()
+    assert refused.exit_code == 2
+    assert "already holds a finished run" in refused.stderr
+    assert "--output" in refused.stderr
+    jobs.job |= {"recipe": {"epochs": 2, "batch_size": 32}, "audit": QUICK_AUDIT}
+    completed = jobs.run("--resume")
+    assert completed.exit_code == 0, completed.output
+    assert (jobs.output / "evidence.json").exists()
+    assert (jobs.output / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["seed=9", "method.noise_steps=3"])
+def test_resume_refuses_to_complete_another_run(jobs: JobFolder, change: str) -> None:
+    assert jobs.run().exit_code == 0
+    result = jobs.run("--resume", "--set", change)
+    assert result.exit_code == 2
+    assert "another method, setting or seed" in result.stderr
+
+
+def test_a_failed_save_leaves_no_result_and_resume_goes_on(jobs: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*_: object) -> None:
+        raise OutputError("cannot write: the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Unlearned, "save", full_disk)
+        failed = jobs.run()
+    assert failed.exit_code == 2
+    assert failed.stderr.splitlines()[-1] == "error: cannot write: the disk is full"
+    assert jobs.outputs() == {"checkpoints"}
+    assert jobs.run("--resume").exit_code == 0
+    assert jobs.outputs() == RESULT
+
+
+def test_a_failed_audit_keeps_the_model_and_resume_audits_it(jobs: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs.job |= {"recipe": {"epochs": 2, "batch_size": 32}, "audit": QUICK_AUDIT}
+    with monkeypatch.context() as patch:
+        patch.setattr(expunge.cli.runs, "audit", _interrupted)
+        stopped = jobs.run()
+    assert stopped.exit_code == 130
+    assert "--resume" in stopped.stderr
+    assert jobs.outputs() == RESULT - {"report.html"}
+    assert jobs.run("--resume").exit_code == 0
+    assert jobs.outputs() == RESULT | {"evidence.json"}
+
+
+def test_a_run_that_diverged_leaves_nothing(jobs: JobFolder) -> None:
+    jobs.job["method"] = {"name": "gradient-ascent", "learning_rate": 1e30, "epochs": 20}
+    result = jobs.run()
+    assert result.exit_code == 2
+    assert "lower the learning rate" in result.stderr
+    assert jobs.outputs() == set()
+
+
+def test_an_unwritable_output_is_one_line(jobs: JobFolder) -> None:
+    (jobs.folder / "file").write_text("in the way", encoding="utf-8")
+    result = jobs.run("--output", jobs.folder / "file" / "below")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("error: cannot write")
+
+
+def test_a_killed_process_goes_on_to_the_same_bits(jobs: JobFolder) -> None:
+    jobs.job["method"] = {"name": "gradient-ascent", "learning_rate": 1e-5, "epochs": 3000, "batch_size": 8}
+    jobs.job["execution"] = {"checkpoint_seconds": 0.2}
+    assert jobs.run("--set", "method.epochs=3", "--output", jobs.folder / "other").exit_code == 0
+    command = [sys.executable, "-m", "expunge", "run", str(jobs.folder / "job.yaml")]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    with subprocess.Popen(command, **quiet) as process:
+        deadline = time.monotonic() + 60
+        while not list(jobs.output.glob("checkpoints/*.safetensors")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    assert list(jobs.output.glob("checkpoints/*.safetensors"))
+    assert not (jobs.output / "record.json").exists()
+    resumed = jobs.run("--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert jobs.run("--output", jobs.folder / "whole").exit_code == 0
+    whole = json.loads((jobs.folder / "whole" / "record.json").read_text(encoding="utf-8"))
+    assert jobs.record()["result_digest"] == whole["result_digest"]
+    assert jobs.outputs() == RESULT
+
+
+def test_audit_and_report_work_on_a_saved_run(finished: JobFolder) -> None:
+    audited = finished.expunge("audit", finished.output, "--oracles", "2", "--seed", "5", "--json")
+    assert audited.exit_code == 0, audited.output
+    evidence = Evidence.load(finished.output)
+    assert json.loads(audited.stdout)["evidence"] == evidence.model_dump(mode="json")
+    assert (evidence.seed, len(evidence.measure("accuracy", "forget").oracles)) == (5, 2)
+    page = (finished.output / "report.html").read_bytes()
+    (finished.output / "report.html").unlink()
+    written = finished.expunge("report", finished.output, "--json")
+    assert json.loads(written.stdout) == {"report": str(finished.output / "report.html")}
+    assert (finished.output / "report.html").read_bytes() == page
+
+
+def test_report_does_without_evidence(finished: JobFolder) -> None:
+    (finished.output / "report.html").unlink()
+    assert finished.expunge("report", finished.output).exit_code == 0
+    assert (finished.output / "report.html").exists()
+
+
+def test_an_audit_of_changed_data_is_refused(finished: JobFolder) -> None:
+    import tiny
+
+    finished.save_npz("train.npz", tiny.vectors(spread=0.8))
+    result = finished.expunge("audit", finished.output)
+    assert result.exit_code == 2
+    assert "the forget and the retain set are not what" in result.stderr
+    assert not (finished.output / "evidence.json").exists()
+
+
+@pytest.mark.parametrize("command", ["audit", "report"])
+def test_a_folder_without_a_run_is_an_error(jobs: JobFolder, command: str) -> None:
+    result = jobs.expunge(command, jobs.folder)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: there is no")
+
+
+def test_an_unexpected_failure_is_not_dressed_up(jobs: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(expunge.cli.runs, "unlearn", broken)
+    result = jobs.run()
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert jobs.outputs() == set()
+
+
+def test_version(jobs: JobFolder) -> None:
+    from importlib.metadata import version
+
+    assert jobs.expunge("--version").stdout == f"expunge {version('expunge')}\n"
+
+
+def _interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt

@@ -1,3 +1,0 @@
-def test_x(record, evidence):
-    from expunge.report import write_report
-    write_report("/tmp/x/report", record, evidence)
