@@ -44,8 +44,11 @@ class JobFolder:
     def expunge(self, *arguments: str | Path) -> Result:
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
-    def run(self, *arguments: str | Path) -> Result:
+    def write(self) -> None:
         (self.folder / "job.yaml").write_text(yaml.safe_dump(self.job), encoding="utf-8")
+
+    def run(self, *arguments: str | Path) -> Result:
+        self.write()
         return self.expunge("run", self.folder / "job.yaml", *arguments)
 
     def record(self) -> dict[str, Any]:

@@ -5,9 +5,11 @@ import stat
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import tiny
 import yaml
 from job_folder import QUICK_AUDIT, JobFolder
 
@@ -135,9 +137,9 @@ def test_an_unwritable_output_is_one_line(jobs: JobFolder) -> None:
 
 
 def test_a_killed_process_goes_on_to_the_same_bits(jobs: JobFolder) -> None:
-    jobs.job["method"] = {"name": "gradient-ascent", "learning_rate": 1e-5, "epochs": 3000, "batch_size": 8}
-    jobs.job["execution"] = {"checkpoint_seconds": 0.2}
-    assert jobs.run("--set", "method.epochs=3", "--output", jobs.folder / "other").exit_code == 0
+    jobs.job["method"] = {"name": "gradient-ascent", "learning_rate": 1e-5, "epochs": 150, "batch_size": 8}
+    jobs.job["execution"] = {"checkpoint_seconds": 0.05}
+    jobs.write()
     command = [sys.executable, "-m", "expunge", "run", str(jobs.folder / "job.yaml")]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
     with subprocess.Popen(command, **quiet) as process:
@@ -153,6 +155,26 @@ def test_a_killed_process_goes_on_to_the_same_bits(jobs: JobFolder) -> None:
     whole = json.loads((jobs.folder / "whole" / "record.json").read_text(encoding="utf-8"))
     assert jobs.record()["result_digest"] == whole["result_digest"]
     assert jobs.outputs() == RESULT
+
+
+@pytest.mark.slow
+def test_several_processes_write_and_print_once(jobs: JobFolder) -> None:
+    jobs.job |= {"recipe": {"epochs": 2, "batch_size": 32}, "audit": QUICK_AUDIT}
+    jobs.write()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "expunge"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, "run", str(jobs.folder / "job.yaml"), "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["record"]["execution"]["processes"] == 2
+    assert done.stderr.count("Reading the data and the model") == 1
+    assert jobs.outputs() == RESULT | {"evidence.json"}
 
 
 def test_audit_and_report_work_on_a_saved_run(finished: JobFolder) -> None:
@@ -175,8 +197,6 @@ def test_report_does_without_evidence(finished: JobFolder) -> None:
 
 
 def test_an_audit_of_changed_data_is_refused(finished: JobFolder) -> None:
-    import tiny
-
     finished.save_npz("train.npz", tiny.vectors(spread=0.8))
     result = finished.expunge("audit", finished.output)
     assert result.exit_code == 2
@@ -203,8 +223,6 @@ def test_an_unexpected_failure_is_not_dressed_up(jobs: JobFolder, monkeypatch: p
 
 
 def test_version(jobs: JobFolder) -> None:
-    from importlib.metadata import version
-
     assert jobs.expunge("--version").stdout == f"expunge {version('expunge')}\n"
 
 

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,15 @@ class Child:
 
 def modified(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        # A server of Python 3.11 does not take over the path, and goes without what it cannot import.
+        patch.setenv("PYTHONPATH", str(Path(_killed_run.__file__).parent))
+        forkserver.ensure_running()
+        yield
 
 
 @pytest.fixture(scope="module")

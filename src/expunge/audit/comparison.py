@@ -7,15 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.audit.distances import mean_divergence, tug_of_war
-from expunge.audit.evidence import Aspect, Curve, Estimate, Interval, Measure
+from expunge.audit.evidence import Aspect, Curve, Interval, Measure
 from expunge.audit.portrait import FORGET, Observation, Portrait
 from expunge.audit.relearning import PLAIN, REFITTED, Relearning
-from expunge.audit.statistics import mean_estimate, prediction_band, side_of
+from expunge.audit.statistics import Quantity, mean_of, prediction_band, side_of
 from expunge.tasks import Task
 
 HOLDOUT, FORGOTTEN_KIND = "holdout", "holdout, forgotten kind"
 
-Figure = Callable[[Portrait], Estimate]
+Figure = Callable[[Portrait], Quantity]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Margins:
     """
 
     share: float = 0.02
-    divergence: float = 0.02
+    divergence: float = 0.005
     widest_band: float = 0.2
 
 
@@ -89,19 +89,19 @@ class Comparison:
             yield FORGOTTEN_KIND, forgotten
 
     def _share(self, quality: str, on: str, aspect: Aspect, name: str, chosen: NDArray[np.bool_]) -> Measure:
-        def figure(portrait: Portrait) -> Estimate:
-            return mean_estimate(portrait.sets[name].quality[quality][chosen], self.seed)
+        def figure(portrait: Portrait) -> Quantity:
+            return mean_of(portrait.sets[name].quality[quality][chosen], self.seed)
 
         return self._measure(quality, on, aspect, figure)
 
     def _divergences(self) -> list[Measure]:
-        def from_oracles(portrait: Portrait) -> Estimate:
+        def from_oracles(portrait: Portrait) -> Quantity:
             others = [oracle.outputs for oracle in self.oracles if oracle is not portrait]
-            return mean_estimate(mean_divergence(self.task, portrait.outputs, others), self.seed, share=False)
+            return mean_of(mean_divergence(self.task, portrait.outputs, others), self.seed, share=False)
 
-        def from_original(portrait: Portrait) -> Estimate:
+        def from_original(portrait: Portrait) -> Quantity:
             distances = mean_divergence(self.task, portrait.outputs, [self.original.outputs])
-            return mean_estimate(distances, self.seed, share=False)
+            return mean_of(distances, self.seed, share=False)
 
         return [
             self._measure("divergence from the oracles", FORGET, Aspect.DISTANCE, from_oracles),
@@ -109,7 +109,7 @@ class Comparison:
         ]
 
     def _tug_of_war(self) -> Measure:
-        def figure(portrait: Portrait) -> Estimate:
+        def figure(portrait: Portrait) -> Quantity:
             others = [oracle for oracle in self.oracles if oracle is not portrait]
             return tug_of_war(portrait, others, self.seed)
 
@@ -118,8 +118,8 @@ class Comparison:
     def _relearned(self, name: str) -> Measure:
         """The mean height of a curve: how much is relearned, and how soon."""
 
-        def figure(portrait: Portrait) -> Estimate:
-            return mean_estimate(np.mean(portrait.relearning[name], axis=0), self.seed)
+        def figure(portrait: Portrait) -> Quantity:
+            return mean_of(np.mean(portrait.relearning[name], axis=0), self.seed)
 
         return self._measure(f"{name}, mean", FORGET, Aspect.FORGETTING, figure)
 
@@ -132,8 +132,8 @@ class Comparison:
             name=name,
             on=on,
             aspect=aspect,
-            unlearned=unlearned,
-            original=figure(self.original),
+            unlearned=unlearned.estimate(),
+            original=figure(self.original).estimate(),
             oracles=oracles,
             band=band,
             margin=margin,
@@ -143,7 +143,7 @@ class Comparison:
     def _curve(self, name: str, steps: tuple[int, ...]) -> Curve:
         oracles = [[float(values.mean()) for values in oracle.relearning[name]] for oracle in self.oracles]
         unlearned, original = (
-            [mean_estimate(values, self.seed) for values in portrait.relearning[name]]
+            [mean_of(values, self.seed).estimate() for values in portrait.relearning[name]]
             for portrait in (self.unlearned, self.original)
         )
         threshold = 0.95 * float(self.original.relearning[PLAIN][0].mean())

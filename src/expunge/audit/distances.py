@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from expunge.audit.evidence import Answers, Estimate, Interval, LayerDistance
+from expunge.audit.evidence import Answers, LayerDistance
 from expunge.audit.portrait import Portrait
-from expunge.audit.statistics import bootstrap
+from expunge.audit.statistics import Quantity, product_of, statistic_of
 from expunge.tasks import Task
 
 
@@ -22,23 +22,20 @@ def mean_divergence(task: Task, outputs: Tensor, references: Sequence[Tensor]) -
     return torch.stack([task.divergence(outputs, reference) for reference in references]).mean(0).double().numpy()
 
 
-def tug_of_war(portrait: Portrait, references: Sequence[Portrait], seed: int) -> Estimate:
+def tug_of_war(portrait: Portrait, references: Sequence[Portrait], seed: int) -> Quantity:
     """Product over the sets of 1 - |quality - mean quality of the references|; 1 is equal to retraining.
 
-    Source: Zhao et al. 2024 (arXiv 2406.01257), equation 1. The interval multiplies those of the sets.
+    Source: Zhao et al. 2024 (arXiv 2406.01257), equation 1.
     """
-    factors = [
-        bootstrap(
-            np.stack([seen.headline, *(reference.sets[name].headline for reference in references)]), _closeness, seed
-        )
-        for name, seen in portrait.sets.items()
-    ]
-    return Estimate(
-        value=float(np.prod([factor.value for factor in factors])),
-        interval=Interval(
-            low=float(np.prod([factor.interval.low for factor in factors])),
-            high=float(np.prod([factor.interval.high for factor in factors])),
-        ),
+    return product_of(
+        [
+            statistic_of(
+                np.stack([seen.headline, *(reference.sets[name].headline for reference in references)]),
+                _closeness,
+                seed,
+            )
+            for name, seen in portrait.sets.items()
+        ]
     )
 
 

@@ -1,6 +1,7 @@
 """Intervals: over examples for one model, over oracles for what retraining gives."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,22 @@ LEVEL = 0.95
 _RESAMPLES, _CHUNK = 2000, 200
 
 
-def mean_estimate(values: NDArray[np.float64], seed: int, *, share: bool = True) -> Estimate:
-    """Mean of per-example values with a 95 % interval over examples.
+@dataclass(frozen=True)
+class Quantity:
+    """A figure of one model, and how to get its 95 % interval over examples: only some of them are asked for it."""
 
-    Wilson's interval for shares of zeros and ones (a bootstrap of all zeros would have no width); otherwise a
+    value: float
+    interval: Callable[[], Interval]
+
+    def estimate(self) -> Estimate:
+        """The figure with its interval."""
+        return Estimate(value=self.value, interval=self.interval())
+
+
+def mean_of(values: NDArray[np.float64], seed: int, *, share: bool = True) -> Quantity:
+    """Mean of per-example values.
+
+    The interval is Wilson's for shares of zeros and ones (a bootstrap of all zeros would have no width); otherwise a
     percentile bootstrap with 2,000 resamples.
 
     Args:
@@ -25,14 +38,12 @@ def mean_estimate(values: NDArray[np.float64], seed: int, *, share: bool = True)
         seed: Of the resampling.
         share: Whether the values are hits and misses where they are ones and zeros.
     """
-    mean = float(values.mean())
     if share and np.isin(values, (0.0, 1.0)).all():
-        interval = stats.binomtest(int(values.sum()), len(values)).proportion_ci(LEVEL, method="wilson")
-        return Estimate(value=mean, interval=Interval(low=float(interval.low), high=float(interval.high)))
-    return bootstrap(values[None], lambda means: means[0], seed)
+        return Quantity(float(values.mean()), lambda: _wilson(values))
+    return statistic_of(values[None], lambda means: means[0], seed)
 
 
-def bootstrap(rows: NDArray[np.float64], statistic: Statistic, seed: int) -> Estimate:
+def statistic_of(rows: NDArray[np.float64], statistic: Statistic, seed: int) -> Quantity:
     """A function of means of per-example values, with a percentile bootstrap over examples.
 
     Args:
@@ -40,15 +51,20 @@ def bootstrap(rows: NDArray[np.float64], statistic: Statistic, seed: int) -> Est
         statistic: Maps means (quantities, ...) to (...).
         seed: Of the resampling.
     """
-    random = np.random.default_rng(seed)
-    count = rows.shape[1]
-    chunks = [
-        random.multinomial(count, np.full(count, 1 / count), size=_CHUNK) @ rows.T / count
-        for _ in range(_RESAMPLES // _CHUNK)
-    ]
-    resampled = statistic(np.concatenate(chunks).T)
-    low, high = np.quantile(resampled, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-    return Estimate(value=float(statistic(rows.mean(1))), interval=Interval(low=float(low), high=float(high)))
+    return Quantity(float(statistic(rows.mean(1))), lambda: _bootstrap(rows, statistic, seed))
+
+
+def product_of(factors: Sequence[Quantity]) -> Quantity:
+    """Product of independent quantities in [0, 1]; the interval multiplies theirs."""
+
+    def interval() -> Interval:
+        intervals = [factor.interval() for factor in factors]
+        return Interval(
+            low=float(np.prod([each.low for each in intervals])),
+            high=float(np.prod([each.high for each in intervals])),
+        )
+
+    return Quantity(float(np.prod([factor.value for factor in factors])), interval)
 
 
 def prediction_band(values: Sequence[float], limits: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
@@ -76,3 +92,19 @@ def side_of(value: float, band: Interval, margin: float, widest: float) -> Side:
     if value < band.low - margin:
         return Side.BELOW
     return Side.UNDECIDED if band.high - band.low > widest else Side.INSIDE
+
+
+def _wilson(values: NDArray[np.float64]) -> Interval:
+    found = stats.binomtest(int(values.sum()), len(values)).proportion_ci(LEVEL, method="wilson")
+    return Interval(low=float(found.low), high=float(found.high))
+
+
+def _bootstrap(rows: NDArray[np.float64], statistic: Statistic, seed: int) -> Interval:
+    random = np.random.default_rng(seed)
+    count = rows.shape[1]
+    means = [
+        random.multinomial(count, np.full(count, 1 / count), size=_CHUNK) @ rows.T / count
+        for _ in range(_RESAMPLES // _CHUNK)
+    ]
+    low, high = np.quantile(statistic(np.concatenate(means).T), ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return Interval(low=float(low), high=float(high))

@@ -26,7 +26,10 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except ExpungeError as error:
-            _complain(f"error: {error}")
+            # a job may have several faults, each in a line of its own
+            lines = str(error).splitlines() if isinstance(error, JobError) else [" ".join(str(error).split())]
+            for line in lines:
+                _complain(f"error: {line}")
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             again = "; the same command with --resume goes on" if ctx.invoked_subcommand == "run" else ""

@@ -136,7 +136,8 @@ def _npz(section: NpzSource, path: Path, key: str, like: Source | None) -> Sourc
 
 def _read_npz(path: Path, key: str) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:  # numpy would leave it open where the archive is damaged
+            archive: object = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise SourceError(f"{key}: {path} holds a single array; save inputs and labels with numpy.savez")
             return {name: archive[name] for name in archive.files}
