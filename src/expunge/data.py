@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from expunge.errors import DataError, ForgetSetError
 from expunge.storage import update_digest
@@ -80,6 +80,11 @@ class View:
         if isinstance(self.base, _FetchesMany):
             return list(self.base.__getitems__(chosen))
         return [self.base[index] for index in chosen]
+
+
+def subset(dataset: MapDataset, positions: Tensor) -> MapDataset:
+    """The examples at these positions, in that order; a position may occur more than once."""
+    return cast(MapDataset, Subset(cast("Dataset[Any]", dataset), cast("list[int]", positions.tolist())))
 
 
 def field_key(example: Example, names: Sequence[str], position: int, purpose: str) -> FieldKey:

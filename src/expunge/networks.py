@@ -1,6 +1,7 @@
 """The small networks that demonstrations, benchmarks and tests train; nothing in the library depends on them."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -9,7 +10,7 @@ def mlp(features: int, classes: int, hidden: Sequence[int] = (64, 64)) -> nn.Seq
     """A multilayer perceptron on feature vectors."""
     widths = [features, *hidden]
     layers: list[nn.Module] = []
-    for wide, narrow in zip(widths[:-1], widths[1:], strict=True):
+    for wide, narrow in pairwise(widths):
         layers += [nn.Linear(wide, narrow), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
 
@@ -70,7 +71,7 @@ class ResNet18(nn.Module):
         super().__init__()
         widths = [width, width, 2 * width, 4 * width, 8 * width]
         blocks: list[nn.Module] = []
-        for stage, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for stage, (before, after) in enumerate(pairwise(widths)):
             blocks += [_BasicBlock(before, after, stride=1 if stage == 0 else 2), _BasicBlock(after, after)]
         self.stem = nn.Sequential(*_conv(channels, width))
         self.blocks = nn.Sequential(*blocks)

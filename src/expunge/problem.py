@@ -8,9 +8,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import Subset
 
-from expunge.data import LABEL_NAMES, Example, FieldKey, MapDataset, column, field_key, positions, shared_positions
+from expunge.data import (
+    LABEL_NAMES,
+    Example,
+    FieldKey,
+    MapDataset,
+    column,
+    field_key,
+    positions,
+    shared_positions,
+    subset,
+)
 from expunge.errors import ForgetSetError, NonFiniteModelError, SettingError
 from expunge.tasks import Task
 
@@ -73,8 +82,8 @@ class Problem:
 class Split:
     """A dataset parted in two; see `split`."""
 
-    forget: Subset[Any]
-    retain: Subset[Any]
+    forget: MapDataset
+    retain: MapDataset
     indices: Tensor  # (forget,) int64, sorted positions of the forget set in the dataset
     classes: tuple[int, ...] = ()
 
@@ -137,8 +146,8 @@ def split(
     kept = torch.ones(length, dtype=torch.bool)
     kept[chosen] = False
     return Split(
-        Subset(cast(Any, dataset), chosen.tolist()),
-        Subset(cast(Any, dataset), kept.nonzero().flatten().tolist()),
+        subset(dataset, chosen),
+        subset(dataset, kept.nonzero().flatten()),
         chosen,
         forgotten,
     )

@@ -5,17 +5,27 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Generator, Mapping, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import safetensors
 import torch
 from safetensors.torch import save
 from torch import Tensor
+from typing_extensions import Buffer
 
 from expunge.errors import OutputError, SavedModelError
+
+
+class Digest(Protocol):
+    """A running hash, as hashlib makes it."""
+
+    def update(self, data: Buffer, /) -> None:
+        """Feed bytes."""
+        ...
+
 
 _TEMPORARY_PREFIX = ".expunge-partial-"
 
@@ -144,7 +154,7 @@ def digest_model(model: torch.nn.Module) -> str:
     return digest_tensors(model.state_dict())
 
 
-def update_digest(state: "hashlib._Hash", value: Tensor | bytes) -> None:
+def update_digest(state: Digest, value: Tensor | bytes) -> None:
     """Feed one value to a running hash, with its type and length, so that no two sequences feed alike."""
     if isinstance(value, Tensor):
         dense = value.detach().cpu().contiguous()
@@ -169,7 +179,7 @@ def _write_through(path: Path, content: bytes, mode: int) -> None:
 
 
 @contextmanager
-def _output_errors(path: Path) -> Iterator[None]:
+def _output_errors(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:

@@ -16,9 +16,8 @@ import torch
 from accelerate.utils import broadcast_object_list
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
-from torch.utils.data import Subset
 
-from expunge.data import MapDataset, digest_dataset
+from expunge.data import MapDataset, digest_dataset, subset
 from expunge.errors import DivergedError, ModelChangedError, ModelError, NonFiniteModelError, SavedModelError
 from expunge.methods import Method, Tier
 from expunge.problem import Problem, require_finite
@@ -255,7 +254,7 @@ def _probe(problem: Problem, run: Run) -> None:
 
 
 def _first(dataset: MapDataset) -> MapDataset:
-    return Subset(dataset, [0])  # pyright: ignore[reportArgumentType]
+    return subset(dataset, torch.tensor([0]))
 
 
 def _key_for(run: Run, folder: Path | None, *, resume: bool) -> bytes:

@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import Subset
 
 from expunge.audit.relearning import Relearning, RelearningTest
-from expunge.data import MapDataset
+from expunge.data import MapDataset, subset
 from expunge.tasks import Batch
 from expunge.training import Run, over_batches
 from expunge.training.seeds import generator
@@ -92,4 +91,4 @@ def _sample(run: Run, name: str, dataset: MapDataset, count: int) -> MapDataset:
     if len(dataset) <= count:
         return dataset
     chosen = torch.randperm(len(dataset), generator=generator(run.seed, "sample", name))[:count].sort().values
-    return Subset(dataset, chosen.tolist())  # pyright: ignore[reportArgumentType]
+    return subset(dataset, chosen)

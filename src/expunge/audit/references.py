@@ -73,11 +73,11 @@ def _train(recipe: Recipe, retain: MapDataset, seed: int, number: int) -> nn.Mod
     try:
         with reproducible():
             seed_globals(seed)
-            model: object = recipe(retain, seed % 2**31)
+            model = recipe(retain, seed % 2**31)
     except Exception as error:
         raise ReferenceModelError(
             f"the recipe failed while training oracle {number + 1}: {type(error).__name__}: {error}"
         ) from error
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ReferenceModelError(f"the recipe returned a {type(model).__name__}, not a torch module")
     return model.eval()

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import Subset
 
-from expunge.data import MapDataset
+from expunge.data import MapDataset, subset
 from expunge.errors import SettingError
 from expunge.training import Optimizer, Run, Term, over_batches
 from expunge.training.batches import in_order
@@ -70,8 +69,8 @@ class RelearningTest:
         count = min(settings.forget_examples, len(forget) // 2)
         kept = torch.randperm(len(retain), generator=generator(run.seed, "relearned with"))[: settings.retain_examples]
         quiet = Run(run.task, run.seed, replace(run.execution, progress=False))
-        learned = _chosen(forget, order[:count]), _chosen(retain, kept)
-        return cls(settings, quiet, learned, _chosen(forget, order[count:][: settings.measured_on]))
+        learned = subset(forget, order[:count].sort().values), subset(retain, kept.sort().values)
+        return cls(settings, quiet, learned, subset(forget, order[count:][: settings.measured_on].sort().values))
 
     def curves(self, model: nn.Module) -> dict[str, list[NDArray[np.float64]]]:
         """Quality of every measured example at each step, for the plain test and with the head refitted."""
@@ -98,7 +97,3 @@ class RelearningTest:
         optimizer = Optimizer(self.settings.learning_rate)
         self.run.train("relearn", student, [term], optimizer, steps=self.settings.steps[-1], watch=watch)
         return points
-
-
-def _chosen(dataset: MapDataset, positions: torch.Tensor) -> MapDataset:
-    return Subset(dataset, positions.sort().values.tolist())  # pyright: ignore[reportArgumentType]

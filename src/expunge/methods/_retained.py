@@ -1,9 +1,8 @@
 """Drawing a small part of the retain set, as several methods do."""
 
 import torch
-from torch.utils.data import Subset
 
-from expunge.data import MapDataset
+from expunge.data import MapDataset, subset
 from expunge.tasks.classification import Classification
 
 
@@ -16,4 +15,4 @@ def balanced_subset(
     labels = task.labels_of(retain)
     shuffled = torch.randperm(len(labels), generator=generator)
     chosen = [shuffled[labels[shuffled] == label][:per_class] for label in labels.unique()]
-    return Subset(retain, torch.cat(chosen).tolist())  # pyright: ignore[reportArgumentType]
+    return subset(retain, torch.cat(chosen))

@@ -8,9 +8,9 @@ from typing import ClassVar, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import TensorDataset
 
-from expunge.data import MapDataset
+from expunge.data import MapDataset, subset
 from expunge.errors import ForgetSetError, LabelError
 from expunge.methods._retained import balanced_subset
 from expunge.methods.base import Maturity, Method, Need, Tier
@@ -137,7 +137,7 @@ class UNSIR(Method):
                 steps=self.noise_steps,
             )
         learned = TensorDataset(*task.fields(images.values.detach().cpu(), labels))
-        return Subset(learned, list(range(len(labels))) * self.noise_repeats)
+        return subset(learned, torch.arange(len(labels)).repeat(self.noise_repeats))
 
     def _error_maximisation(self, original: nn.Module, task: Classification, labels: Tensor) -> Term:
         def objective(images: nn.Module, batch: Batch) -> Tensor:

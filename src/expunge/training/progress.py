@@ -1,7 +1,7 @@
 """Progress bars for people: one display a run, shown only on a terminal."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ class Bar:
 
 
 @contextmanager
-def bar(title: str, total: int, *, done: int = 0, enabled: bool = True) -> Iterator[Bar]:
+def bar(title: str, total: int, *, done: int = 0, enabled: bool = True) -> Generator[Bar]:
     """A bar that is on the screen while the block runs; silent unless standard error is a terminal."""
     console = Console(stderr=True)
     display = Progress(

@@ -6,7 +6,7 @@ as a phase and a step. Nothing depends on how much was drawn before, so a run th
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import numpy as np
@@ -33,7 +33,7 @@ def seed_globals(seed: int, *labels: str | int) -> None:
 
 
 @contextmanager
-def reproducible() -> Iterator[None]:
+def reproducible() -> Generator[None]:
     """Use deterministic kernels inside, and leave the caller's generators and settings as they were.
 
     Kernels without a deterministic form still run; bits are then equal from run to run only as far as those allow.
