@@ -43,7 +43,7 @@ class Size:
 
 
 SIZES = {
-    "quick": Size("quick", train_per_class=600, test_per_class=200, epochs=8, seeds=3),
+    "quick": Size("quick", train_per_class=500, test_per_class=200, epochs=8, seeds=3),
     "full": Size("full", train_per_class=5000, test_per_class=1000, epochs=16, seeds=3),
 }
 
@@ -90,7 +90,9 @@ def augment(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     count, _, height, width = images.shape
     flipped = torch.where(torch.rand(count, 1, 1, 1, device=images.device) < 0.5, images.flip(3), images)
     padded = F.pad(flipped, (4, 4, 4, 4), mode="reflect").permute(0, 2, 3, 1)
-    rows = torch.randint(0, 9, (count, 1, 1), device=images.device) + torch.arange(height, device=images.device)[:, None]
+    rows = (
+        torch.randint(0, 9, (count, 1, 1), device=images.device) + torch.arange(height, device=images.device)[:, None]
+    )
     columns = torch.randint(0, 9, (count, 1, 1), device=images.device) + torch.arange(width, device=images.device)
     chosen = padded[torch.arange(count, device=images.device)[:, None, None], rows, columns]
     return batch | {"inputs": chosen.permute(0, 3, 1, 2)}
@@ -114,7 +116,9 @@ def recipe(size: Size) -> Supervised:
 def trained(size: Size, forget: Sequence[int], seed: int) -> Trained:
     """The model of this seed trained without the forgotten classes; from the cache where it is there."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    folder = FOLDER / "cache" / f"cifar10-{size.name}-{device}" / f"without-{'-'.join(map(str, forget)) or 'none'}-{seed}"
+    folder = (
+        FOLDER / "cache" / f"cifar10-{size.name}-{device}" / f"without-{'-'.join(map(str, forget)) or 'none'}-{seed}"
+    )
     how, file = recipe(size), folder / "model.safetensors"
     if file.exists():
         tensors, cost = read_tensors(file)

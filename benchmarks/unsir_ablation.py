@@ -29,7 +29,7 @@ SHOWN = {
 def main() -> None:
     """Fill the table, print it, draw it."""
     size = size_from_arguments(__doc__ or "")
-    base = UNSIR(retain_per_class=200 if size.name == "quick" else 500, noise_images=64, noise_repeats=8)
+    base = UNSIR(batch_size=128, retain_per_class=500, noise_images=64, noise_repeats=16)
     seeds = range(2 if size.name == "quick" else size.seeds)
     results = Results("unsir_ablation", size, {"rates": RATES, "forget": FORGET, "base": repr(base)})
     for seed, forget, (impair, repair) in product(seeds, FORGET, RATES):
@@ -48,7 +48,9 @@ def key(forget: tuple[int, ...], impair: float, noise: str, seed: int) -> str:
     return f"forget {forget} · impair {impair} · noise {noise} · seed {seed}"
 
 
-def values(results: Results, forget: tuple[int, ...], impair: float, noise: str, seeds: range, name: str) -> list[float]:
+def values(
+    results: Results, forget: tuple[int, ...], impair: float, noise: str, seeds: range, name: str
+) -> list[float]:
     """One figure over the seeds."""
     return [results.cells[key(forget, impair, noise, seed)][name] for seed in seeds]
 
@@ -70,9 +72,7 @@ def table(results: Results, seeds: range) -> None:
             figures = " | ".join(
                 f"{np.mean(values(results, forget, impair, noise, seeds, name)):.3f}" for name in SHOWN.values()
             )
-            verdicts = ", ".join(
-                sorted({results.cells[key(forget, impair, noise, seed)]["verdict"] for seed in seeds})
-            )
+            verdicts = ", ".join(sorted({results.cells[key(forget, impair, noise, seed)]["verdict"] for seed in seeds}))
             print(f"| {forget} | {impair} | {noise} | {figures} | {verdicts} |")
 
 

@@ -77,7 +77,9 @@ def table(results: Results, done: list[tuple[int, tuple[int, ...]]]) -> None:
             continue
         for model in ("original", "oracles", *METHODS):
             cells = [results.cells[key(model if model in METHODS else "UNSIR", seed, forget)] for seed in seeds]
-            shown = [spread([value for cell in cells for value in figure(cell, model, name)]) for name in SHOWN.values()]
+            shown = [
+                spread([value for cell in cells for value in figure(cell, model, name)]) for name in SHOWN.values()
+            ]
             cost = verdicts = ""
             if model in METHODS:
                 cost = ", ".join(f"{100 * np.mean([cell[name] for cell in cells]):.1f}" for name in COST)

@@ -50,9 +50,9 @@ def both(size: Size, method: UNSIR, seed: int) -> dict[str, Any]:
     ways = {
         "transcription": lambda: transcribed(original, train, method, seed),
         "expunge": lambda: unlearn(problem, method, seed=seed, execution=Execution(progress=False)).model,
-        "expunge, channels-last": lambda: unlearn(
-            problem, method, seed=seed, execution=Execution(progress=False, channels_last=True)
-        ).model,
+        "expunge, channels-last": lambda: (
+            unlearn(problem, method, seed=seed, execution=Execution(progress=False, channels_last=True)).model
+        ),
     }
     order = list(ways) if seed % 2 else list(reversed(ways))
     cell: dict[str, Any] = {}
@@ -60,7 +60,9 @@ def both(size: Size, method: UNSIR, seed: int) -> dict[str, Any]:
         started = time.perf_counter()
         model = ways[name]()
         cell[f"{name}, seconds"] = time.perf_counter() - started
-        for where, data in zip(SETS, (subset(train, FORGET), without(train, FORGET), without(test, FORGET)), strict=True):
+        for where, data in zip(
+            SETS, (subset(train, FORGET), without(train, FORGET), without(test, FORGET)), strict=True
+        ):
             cell[f"{name}, accuracy, {where}"] = accuracy(model, data)
     return cell
 

@@ -1,9 +1,10 @@
 """Audit an unlearned model against retraining."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
+from pydantic import TypeAdapter
 from torch import nn
 
 from expunge.audit.comparison import Comparison, Margins
@@ -33,6 +34,9 @@ class AuditSettings:
     relearning: Relearning = field(default_factory=Relearning)
     margins: Margins = field(default_factory=Margins)
     examples: int = 10_000
+
+
+_SETTINGS = TypeAdapter(AuditSettings)
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class References:
             ),
             layers=layer_distances(unlearned.model, self.problem.model, self.oracles.models),
             cost=_cost(unlearned.record, list(self.oracles.seconds)),
-            settings=asdict(self.settings) | {"oracles": len(self.portraits)},
+            settings=_SETTINGS.dump_python(self.settings, mode="json") | {"oracles": len(self.portraits)},
             seed=seed,
             result_digest=unlearned.record.result_digest,
         )
