@@ -20,7 +20,7 @@ lint: $(VENV)/.installed-dev
 	$(RUN)/lint-imports
 
 docs: $(VENV)/.installed-dev
-	$(RUN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed
 	$(RUN)/python benchmarks/$(BENCH).py --size $(SIZE)

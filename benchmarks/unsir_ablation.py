@@ -37,7 +37,9 @@ def main() -> None:
         steps = (0, 0)
         for noise in KINDS:
             tried = control(method, *steps) if noise == "none" else replace(method, noise=Noise(noise))
-            found = results.cell(key(forget, impair, noise, seed), lambda m=tried: run(size, forget, seed, m)[1])
+            found = results.cell(
+                key(forget, impair, noise, seed), lambda m=tried, f=forget, s=seed: run(size, f, s, m)[1]
+            )
             steps = tuple(found["steps"][-2:])
     table(results, seeds)
     draw(results, seeds)

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from functools import cache
 
 import pytest
-import tiny
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
+import tiny
 from expunge.problem import Problem
 
 

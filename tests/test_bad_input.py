@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch.utils.data import Subset, TensorDataset
 
+import tiny
 from expunge import UNSIR, FineTune, GradientAscent, NegGradPlus, Problem, RandomLabel, Retrain, Stage, split, unlearn
 from expunge import errors as e
 from expunge.storage import digest_model
@@ -79,7 +79,9 @@ REQUESTS: dict[str, tuple[Callable[[Problem], Any], type[e.ExpungeError], str]] 
         "do not occur among the classes .*check their spelling and type",
     ),
     "class not in the model": (
-        lambda problem: unlearn(dataclasses.replace(problem, forget=None, classes=(17,)), UNSIR(), execution=tiny.QUIET),
+        lambda problem: unlearn(
+            dataclasses.replace(problem, forget=None, classes=(17,)), UNSIR(), execution=tiny.QUIET
+        ),
         e.LabelError,
         "class 17 is not in the model, which has the classes 0 to 3",
     ),

@@ -6,11 +6,11 @@ from typing import Any
 import datasets as hf
 import numpy as np
 import pytest
-import tiny
 import torch
 from PIL import Image
 from torch.utils.data import Subset, TensorDataset
 
+import tiny
 from expunge.data import (
     INPUT_NAMES,
     LABEL_NAMES,

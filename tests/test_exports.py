@@ -10,9 +10,7 @@ import pytest
 
 import expunge
 
-PACKAGES = ["expunge"] + [
-    f"expunge.{module.name}" for module in pkgutil.iter_modules(expunge.__path__) if module.ispkg
-]
+PACKAGES = ["expunge"] + [f"expunge.{module.name}" for module in pkgutil.iter_modules(expunge.__path__) if module.ispkg]
 
 
 def exported(package: ModuleType) -> list[str] | None:
@@ -37,9 +35,7 @@ def test_all_names_what_there_is(name: str) -> None:
         assert not each.startswith("_")
         assert getattr(package, each) is not None
     visible = {
-        each
-        for each, value in vars(package).items()
-        if not each.startswith("_") and not isinstance(value, ModuleType)
+        each for each, value in vars(package).items() if not each.startswith("_") and not isinstance(value, ModuleType)
     }
     assert visible == {each for each in names if not isinstance(getattr(package, each), ModuleType)}
 

@@ -6,11 +6,11 @@ from typing import Any
 import datasets as hf
 import numpy as np
 import pytest
-import tiny
 import torch
 from torch.utils.data import Subset
 
 import expunge.problem
+import tiny
 from expunge import Problem, split
 from expunge.errors import DataError, ForgetSetError, NonFiniteModelError, SettingError
 

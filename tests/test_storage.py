@@ -72,9 +72,7 @@ def test_private_files_are_for_their_owner_alone(tmp_path: Path) -> None:
         (errno.EIO, "Input/output error; choose another folder"),
     ],
 )
-def test_failures_leave_the_old_file(
-    code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failures_leave_the_old_file(code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_bytes(path, b"old")
     monkeypatch.setattr(os, "fsync", failing(1, code))

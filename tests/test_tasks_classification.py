@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -14,6 +13,7 @@ from scipy.spatial.distance import jensenshannon
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+import tiny
 from expunge import Classification
 from expunge.errors import DataError, LabelError, ModelError, NonFiniteDataError, SettingError, ShapeError
 from expunge.networks import all_cnn, mlp
@@ -93,10 +93,18 @@ def test_fields_can_be_named() -> None:
         ([([1.0], None)], DataError, "a whole-number label"),
         ([([1.0], math.nan)], DataError, "a whole-number label"),
         ([([1.0], [0, 1])], DataError, "a whole-number label"),
-        ([([math.nan], 1)], NonFiniteDataError, "an input holds NaN or infinity; clean the dataset or drop the example"),
+        (
+            [([math.nan], 1)],
+            NonFiniteDataError,
+            "an input holds NaN or infinity; clean the dataset or drop the example",
+        ),
         ([([1.0], 1), ([math.inf], 1)], NonFiniteDataError, "NaN or infinity"),
         ([([1.0], 1), ([1.0, 2.0], 1)], ShapeError, r"different shapes in one batch: \(1,\), \(2,\); resize or pad"),
-        ([(torch.tensor([1], dtype=torch.uint8), 1)], DataError, r"inputs are torch.uint8, a model needs floats; convert"),
+        (
+            [(torch.tensor([1], dtype=torch.uint8), 1)],
+            DataError,
+            r"inputs are torch.uint8, a model needs floats; convert",
+        ),
         ([("text", 1)], DataError, "lacks an input 0"),
         ([(None, 1)], DataError, "lacks an input 0"),
         ([([1.0],)], DataError, "an example has 1 fields, too few to hold a label at 1"),
@@ -189,18 +197,26 @@ def test_divergence_is_that_of_jensen_and_shannon() -> None:
 
 
 def test_outputs_are_in_single_precision_at_least() -> None:
-    for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)):
+    for dtype, expected in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ):
         model = mlp(2, 4, hidden=(3,)).to(dtype)
         assert TASK.outputs(model, BATCH).dtype == expected
     assert TASK.outputs(tiny.tiny_vit(), {"inputs": torch.ones(2, 3, 8, 8)}).shape == (2, 4)
 
 
 def test_models_that_do_not_fit() -> None:
-    with pytest.raises(ShapeError, match=r"does not accept inputs of shape \(2,\).*check the size and the order of axes"):
+    with pytest.raises(
+        ShapeError, match=r"does not accept inputs of shape \(2,\).*check the size and the order of axes"
+    ):
         TASK.outputs(mlp(5, 4), BATCH)
     with pytest.raises(ShapeError, match="channels first"):
         TASK.outputs(tiny.SHAPES["small_cnn"].build().eval(), {"inputs": torch.ones(2, 8, 8, 3)})
-    with pytest.raises(ModelError, match=r"outputs of shape \(3, 7\) for 3 inputs, where \(3, 4\) was expected; set `cl"):
+    with pytest.raises(
+        ModelError, match=r"outputs of shape \(3, 7\) for 3 inputs, where \(3, 4\) was expected; set `cl"
+    ):
         TASK.outputs(mlp(2, 7), BATCH)
     with pytest.raises(ModelError, match=r"outputs of shape \(3, 4, 1\)"):
         TASK.outputs(Fixed(LOGITS[..., None]), BATCH)
@@ -233,7 +249,9 @@ def test_heads_are_found_or_named() -> None:
     assert Classification(4, head="0").head_of(model) is model[0]
     with pytest.raises(ModelError, match="the model has no Linear or Conv2d named '1'"):
         Classification(4, head="1").head_of(model)
-    with pytest.raises(ModelError, match="no Linear or Conv2d with 9 outputs was found; name the last layer with `head`"):
+    with pytest.raises(
+        ModelError, match="no Linear or Conv2d with 9 outputs was found; name the last layer with `head`"
+    ):
         Classification(9).head_of(model)
 
     class Idle(nn.Module):
@@ -255,7 +273,9 @@ def test_a_head_is_refitted(kind: str) -> None:
     data = tiny.vectors(spread=0.3) if "linear" in kind else tiny.images(spread=0.3)
     model = {
         "linear": lambda: mlp(tiny.FEATURES, 4, hidden=(32,)),
-        "linear without bias": lambda: nn.Sequential(nn.Linear(tiny.FEATURES, 32), nn.ReLU(), nn.Linear(32, 4, bias=False)),
+        "linear without bias": lambda: nn.Sequential(
+            nn.Linear(tiny.FEATURES, 32), nn.ReLU(), nn.Linear(32, 4, bias=False)
+        ),
         "convolution": lambda: all_cnn(3, 4, width=8),
         "ViT": tiny.tiny_vit,
     }[kind]()

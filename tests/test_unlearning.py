@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from accelerate.state import AcceleratorState
 
+import tiny
 from expunge import Execution, GradientAscent, NegGradPlus, Problem, Retrain, Unlearned, unlearn
 from expunge.data import digest_dataset
 from expunge.errors import ModelError, OutputError, SavedModelError
@@ -110,7 +110,9 @@ def test_another_original_is_refused(saved: Path, mlp_problem: Problem) -> None:
     other = copy.deepcopy(mlp_problem.model)
     with torch.no_grad():
         next(other.parameters())[0, 0] += 1e-6
-    with pytest.raises(SavedModelError, match=r"the problem's model is not the original that .*load the weights that unl"):
+    with pytest.raises(
+        SavedModelError, match=r"the problem's model is not the original that .*load the weights that unl"
+    ):
         Unlearned.load(saved, dataclasses.replace(mlp_problem, model=other))
 
 

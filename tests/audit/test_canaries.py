@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import pytest
 import torch
-from digits_problem import FORGOTTEN, QUIET
 from scipy import stats
 from torch import nn
 
+from digits_problem import FORGOTTEN, QUIET
 from expunge import (
     Evidence,
     FineTune,

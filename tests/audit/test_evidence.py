@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from digits_problem import QUIET, SETTINGS
 
+from digits_problem import QUIET, SETTINGS
 from expunge import Evidence, FineTune, References, Stage, unlearn
 from expunge.audit.evidence import EVIDENCE_FILE
 from expunge.errors import MissingNeedError, ReferenceModelError, SavedModelError, SettingError

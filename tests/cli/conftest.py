@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from job_folder import NETWORK, QUICK_UNSIR, JobFolder, trained_mlp
 
 import tiny
 from expunge.storage import write_tensors
+from job_folder import NETWORK, QUICK_UNSIR, JobFolder, trained_mlp
 
 
 @pytest.fixture

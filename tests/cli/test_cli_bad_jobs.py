@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from job_folder import NETWORK, JobFolder
 
 import tiny
 from expunge.networks import mlp
 from expunge.storage import write_tensors
+from job_folder import NETWORK, JobFolder
 
 TABLE = {"csv": "people.csv", "label": "diagnosis"}
 MLP3 = {"network": "mlp", "options": {"features": 3, "classes": 4}, "weights": "mlp3.safetensors"}

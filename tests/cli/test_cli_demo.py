@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from job_folder import JobFolder
 
 from expunge.audit import Evidence
 from expunge.cli import demo
 from expunge.cli.job_file import load_job
+from job_folder import JobFolder
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "jobs"
 

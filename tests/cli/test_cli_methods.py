@@ -2,9 +2,9 @@ import json
 from importlib.metadata import EntryPoint, entry_points
 
 import pytest
-from job_folder import JobFolder
 
 from expunge.cli import methods as lookup
+from job_folder import JobFolder
 
 
 def test_every_entry_point_is_listed_with_its_facts(jobs: JobFolder) -> None:

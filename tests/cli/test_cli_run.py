@@ -9,14 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import tiny
 import yaml
-from job_folder import QUICK_AUDIT, JobFolder
 
 import expunge.cli.runs
+import tiny
 from expunge.audit import Evidence
 from expunge.errors import OutputError
 from expunge.unlearning import Unlearned
+from job_folder import QUICK_AUDIT, JobFolder
 
 RESULT = {"job.yaml", "record.json", "model.safetensors", "forget.key", "report.html"}
 

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from job_folder import JobFolder
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 
@@ -18,6 +17,7 @@ from expunge.data import column
 from expunge.networks import mlp, small_cnn
 from expunge.problem import Problem
 from expunge.storage import write_tensors
+from job_folder import JobFolder
 
 Columns = Callable[[], dict[str, Any]]
 

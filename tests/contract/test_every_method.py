@@ -8,11 +8,11 @@ from importlib.metadata import entry_points
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 
 import expunge.methods
+import tiny
 from expunge import Need, Problem, Record, Run, Stage, Task, Tier, unlearn
 from expunge.errors import MissingNeedError, ModelChangedError, SettingError, UnsupportedTaskError
 from expunge.methods import UNSIR, FineTune, GradientAscent, Maturity, Method, NegGradPlus, RandomLabel, Retrain
@@ -40,9 +40,7 @@ def same_draw(first: nn.Module, second: nn.Module) -> bool:
 
 @by_method
 @pytest.mark.parametrize("shape", tiny.SHAPES)
-def test_forgets_on_every_shape_of_model(
-    method: Method, shape: str, trained: Callable[[str], Problem]
-) -> None:
+def test_forgets_on_every_shape_of_model(method: Method, shape: str, trained: Callable[[str], Problem]) -> None:
     problem = trained(shape)
     before = {name: tensor.clone() for name, tensor in problem.model.state_dict().items()}
     problem.model.train()
@@ -66,9 +64,7 @@ def test_forgets_on_every_shape_of_model(
 
 @by_method
 @pytest.mark.parametrize("form", tiny.FORMS)
-def test_every_form_of_dataset_gives_the_same_model(
-    method: Method, form: str, cnn_problem: Problem
-) -> None:
+def test_every_form_of_dataset_gives_the_same_model(method: Method, form: str, cnn_problem: Problem) -> None:
     data = tiny.SHAPES["small_cnn"].data()
     result = unlearn(tiny.restated(cnn_problem, tiny.FORMS[form](data)), method, seed=1, execution=tiny.QUIET)
     reference = unlearn(tiny.restated(cnn_problem, data), method, seed=1, execution=tiny.QUIET)
@@ -186,7 +182,9 @@ def test_entry_points_and_exports_and_this_table_agree() -> None:
         for name in expunge.methods.__all__
         if isinstance(getattr(expunge.methods, name), type) and issubclass(getattr(expunge.methods, name), Method)
     } - {Method}
-    entered = {entry.name: entry.load() for entry in entry_points(group="expunge.methods") if entry.dist.name == "expunge"}
+    entered = {
+        entry.name: entry.load() for entry in entry_points(group="expunge.methods") if entry.dist.name == "expunge"
+    }
     assert set(entered.values()) == exported
     assert {type(method) for method in METHODS.values()} == exported
     for name, kind in entered.items():

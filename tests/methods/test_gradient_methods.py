@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import tiny
 from expunge import Classification, FineTune, GradientAscent, NegGradPlus, Problem, RandomLabel, Run, Stage, unlearn
 from expunge.errors import SettingError
 from expunge.methods import Method

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+import tiny
 from expunge import UNSIR, Classification, Noise, Problem, Run, unlearn
 from expunge.errors import ForgetSetError, LabelError, MissingNeedError, ShapeError
 from expunge.storage import digest_model
@@ -61,9 +61,7 @@ class Guarded:
 
 def forget_classes(problem: Problem, *classes: int, **changes: Any) -> Problem:
     """The same model with other classes to be forgotten."""
-    return dataclasses.replace(
-        tiny.problem(problem.model, tiny.SHAPES["small_cnn"].data(), classes=classes), **changes
-    )
+    return dataclasses.replace(tiny.problem(problem.model, tiny.SHAPES["small_cnn"].data(), classes=classes), **changes)
 
 
 def impaired_on(problem: Problem, method: UNSIR, run: Run | None = None) -> tuple[Tensor, Tensor]:

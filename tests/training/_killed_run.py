@@ -11,10 +11,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import tiny
 import torch
 from torch.utils.data import TensorDataset
 
+import tiny
 from expunge import UNSIR, Execution, Method, NegGradPlus, Problem, Retrain, unlearn
 from expunge.tasks import Classification
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import tiny
 import torch
 from accelerate.utils import gather_object
 
+import tiny
 from expunge import UNSIR, Execution, Method, NegGradPlus, Problem, Stage, unlearn
 from expunge.errors import SettingError
 from expunge.methods import FineTune

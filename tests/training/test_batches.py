@@ -6,11 +6,11 @@ from typing import Any
 import datasets as hf
 import numpy as np
 import pytest
-import tiny
 import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
+import tiny
 from expunge.data import View
 from expunge.errors import SettingError
 from expunge.training import Term
@@ -39,8 +39,7 @@ def test_each_epoch_covers_every_example_once(length: int, batch_size: int, micr
     steps = list(Plan([part], epochs * part.steps_per_epoch, seed=1, micro_batch_size=micro).from_step(0))
     assert len(steps) == epochs * part.steps_per_epoch
     orders = [
-        examples_of(steps[epoch * part.steps_per_epoch : (epoch + 1) * part.steps_per_epoch])
-        for epoch in range(epochs)
+        examples_of(steps[epoch * part.steps_per_epoch : (epoch + 1) * part.steps_per_epoch]) for epoch in range(epochs)
     ]
     assert all(sorted(order) == list(range(length)) for order in orders)
     if length > 6:
@@ -58,9 +57,7 @@ def test_each_epoch_covers_every_example_once(length: int, batch_size: int, micr
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_share_each_step(processes: int) -> None:
     part = term(23, 8)
-    shared = [
-        list(Plan([part], 9, seed=1, rank=rank, processes=processes).from_step(0)) for rank in range(processes)
-    ]
+    shared = [list(Plan([part], 9, seed=1, rank=rank, processes=processes).from_step(0)) for rank in range(processes)]
     alone = list(Plan([part], 9, seed=1).from_step(0))
     for step in range(9):
         together = [position for rank in range(processes) for position in examples_of([shared[rank][step]])]

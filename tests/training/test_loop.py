@@ -7,17 +7,27 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+import tiny
 from expunge import GradientAscent, Problem, unlearn
 from expunge.errors import DivergedError, SettingError
 from expunge.networks import mlp
 from expunge.storage import digest_model
-from expunge.training import Algorithm, Execution, Optimizer, Run, Schedule, Supervised, Term, over_batches, reproducible
+from expunge.training import (
+    Algorithm,
+    Execution,
+    Optimizer,
+    Run,
+    Schedule,
+    Supervised,
+    Term,
+    over_batches,
+    reproducible,
+)
 
 DATA = tiny.vectors(per_class=10)
 WHOLE = 1000
@@ -42,7 +52,9 @@ def trained(
     run = Run(tiny.TASK, 0, execution)
     with torch.random.fork_rng():
         model = run.copy(build())
-        run.train("train", model, [Term(data, tiny.TASK.losses, batch_size=batch_size)], optimizer, steps=steps, **options)
+        run.train(
+            "train", model, [Term(data, tiny.TASK.losses, batch_size=batch_size)], optimizer, steps=steps, **options
+        )
     return model, run
 
 
@@ -297,7 +309,9 @@ def test_divergence_names_the_phase_and_the_step(at: int) -> None:
 
 
 def test_a_huge_learning_rate_diverges(mlp_problem: Problem) -> None:
-    with pytest.raises(DivergedError, match=r"phase 'ascend' became .* at step \d+; lower the learning rate, or set cl"):
+    with pytest.raises(
+        DivergedError, match=r"phase 'ascend' became .* at step \d+; lower the learning rate, or set cl"
+    ):
         unlearn(mlp_problem, GradientAscent(1e30, epochs=20), execution=tiny.QUIET)
 
 

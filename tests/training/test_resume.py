@@ -13,11 +13,11 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-import _killed_run
 import pytest
-import tiny
 import torch
 
+import _killed_run
+import tiny
 from expunge import UNSIR, FineTune, NegGradPlus, Problem, Retrain, Stage, unlearn
 from expunge.errors import CheckpointError, DivergedError, SavedModelError
 from expunge.storage import digest_model
@@ -95,7 +95,9 @@ KILLS = [
 ]
 
 
-@pytest.mark.parametrize(("case", "phases"), KILLS, ids=lambda value: value if isinstance(value, str) else "+".join(value))
+@pytest.mark.parametrize(
+    ("case", "phases"), KILLS, ids=lambda value: value if isinstance(value, str) else "+".join(value)
+)
 def test_killed_runs_reach_the_same_bits(
     case: str, phases: list[str], uninterrupted: dict[str, str], tmp_path: Path
 ) -> None:
@@ -179,7 +181,9 @@ def test_resuming_where_nothing_was_saved_starts(mlp_problem: Problem, tmp_path:
 def test_checkpoints_are_not_overwritten_unasked(interrupted: tuple[Problem, NegGradPlus, Path]) -> None:
     problem, method, folder = interrupted
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(CheckpointError, match=r"already holds checkpoints; resume that run \(resume=True, --resume\) or"):
+    with pytest.raises(
+        CheckpointError, match=r"already holds checkpoints; resume that run \(resume=True, --resume\) or"
+    ):
         unlearn(problem, method, execution=OFTEN, checkpoint_dir=folder)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -195,7 +199,9 @@ def test_another_seed_method_model_or_data_is_refused(interrupted: tuple[Problem
         "data": lambda: resume(other_data, method, folder),
         "classes": lambda: resume(dataclasses.replace(problem, classes=(0, 1)), method, folder),
     }.items():
-        with pytest.raises(CheckpointError, match="belongs to a run with another model, method, seed or data") as failure:
+        with pytest.raises(
+            CheckpointError, match="belongs to a run with another model, method, seed or data"
+        ) as failure:
             attempt()
         assert "or pass what the interrupted run was given" in str(failure.value), label
     assert resume(problem, method, folder).record.phases[0].steps == 24, "and the refused attempts did no harm"

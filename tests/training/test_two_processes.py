@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import _two_processes
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
+import _two_processes
+import tiny
 from expunge.storage import read_tensors
 
 

@@ -105,7 +105,7 @@ class Classification(Task):
         log_p, log_q = outputs.double().log_softmax(1), reference.double().log_softmax(1)
         log_mean = torch.logaddexp(log_p, log_q) - np.log(2)
         terms = log_p.exp() * (log_p - log_mean) + log_q.exp() * (log_q - log_mean)
-        return 0.5 * terms.sum(1)
+        return 0.5 * terms.where(log_p != log_q, 0.0).sum(1).clamp(min=0)
 
     def signal(self, model: nn.Module, batch: ClassBatch) -> Tensor:
         """Logit-scaled confidence log(p_y / (1 - p_y)): (batch,). Source: Carlini et al. 2022, section VI-A."""
