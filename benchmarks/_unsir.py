@@ -57,7 +57,7 @@ def control(method: UNSIR, impair_steps: int, repair_steps: int) -> FineTune:
     """The same retained images, rates and steps as UNSIR, and nothing else."""
     stages = (
         Stage(method.impair_learning_rate, steps=impair_steps),
-        Stage(method.repair_learning_rate, steps=repair_steps),
+        Stage(method.repair_learning_rate, steps=repair_steps, schedule=method.repair_schedule),
     )
     return FineTune(
         stages,

@@ -26,7 +26,7 @@ from _results import Results, size_from_arguments
 from expunge import UNSIR, Execution, Problem, split, unlearn
 
 FORGET = (0, 1)
-REPETITIONS = 5
+REPETITIONS = 3
 SETS = ("forget", "retain", "test, kept")
 
 

@@ -80,7 +80,7 @@ def test_fine_tune_on_a_balanced_part(mlp_problem: Problem) -> None:
 
 def test_fine_tune_follows_its_schedule(mlp_problem: Problem) -> None:
     constant, cosine = (
-        unlearn(mlp_problem, FineTune((Stage(0.05, epochs=4),), schedule=schedule), execution=tiny.QUIET).model
+        unlearn(mlp_problem, FineTune((Stage(0.05, epochs=4, schedule=schedule),)), execution=tiny.QUIET).model
         for schedule in (Schedule.CONSTANT, Schedule.COSINE)
     )
     lengths = [float((tiny.flat(model) - tiny.flat(mlp_problem.model)).norm()) for model in (constant, cosine)]

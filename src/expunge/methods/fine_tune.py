@@ -15,11 +15,19 @@ from expunge.training import Algorithm, Optimizer, Run, Schedule, Term
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of fine-tuning with one learning rate, for so many `epochs`, or `steps` where that is given."""
+    """A part of fine-tuning.
+
+    Args:
+        learning_rate: The peak rate.
+        epochs: Passes over the retained examples.
+        steps: Optimiser steps, instead of `epochs`.
+        schedule: Of the learning rate within the stage.
+    """
 
     learning_rate: float
     epochs: float = 1.0
     steps: int | None = None
+    schedule: Schedule = Schedule.CONSTANT
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,6 @@ class FineTune(Method):
         algorithm: The optimiser. Default: SGD with momentum .9 (ibid.).
         weight_decay: 5e-4 (ibid.).
         batch_size: 256 (ibid.).
-        schedule: Of the learning rate within each stage.
         retain_per_class: Use only so many retained examples of each class (classification only).
     """
 
@@ -46,7 +53,6 @@ class FineTune(Method):
     algorithm: Algorithm = Algorithm.SGD
     weight_decay: float = 5e-4
     batch_size: int = 256
-    schedule: Schedule = Schedule.CONSTANT
     retain_per_class: int | None = None
 
     def apply(self, problem: Problem, run: Run) -> nn.Module:
@@ -66,7 +72,7 @@ class FineTune(Method):
                     self.algorithm,
                     momentum=0.9,
                     weight_decay=self.weight_decay,
-                    schedule=self.schedule,
+                    schedule=stage.schedule,
                 ),
                 steps=stage.steps,
                 epochs=stage.epochs,

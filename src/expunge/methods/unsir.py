@@ -16,7 +16,7 @@ from expunge.methods._retained import balanced_subset
 from expunge.methods.base import Maturity, Method, Need, Tier
 from expunge.problem import Problem
 from expunge.tasks import Batch, Classification
-from expunge.training import Algorithm, Optimizer, Run, Term
+from expunge.training import Algorithm, Optimizer, Run, Schedule, Term
 
 
 class Noise(StrEnum):
@@ -48,6 +48,7 @@ class UNSIR(Method):
         impair_epochs: Passes over noise and retained examples.
         repair_learning_rate: Of Adam.
         repair_epochs: Passes over the retained examples.
+        repair_schedule: Of the learning rate of the repair. The published one is constant.
         batch_size: Examples a step. The published notebook has 256.
 
     The preset `paper` has the published settings. The defaults are the setting that came closest to retraining in
@@ -68,6 +69,7 @@ class UNSIR(Method):
                 "retain_per_class": 1000,
                 "impair_learning_rate": 0.02,
                 "repair_learning_rate": 0.01,
+                "repair_schedule": Schedule.CONSTANT,
                 "batch_size": 256,
             },
             "tuned": {},
@@ -85,6 +87,7 @@ class UNSIR(Method):
     impair_epochs: float = 1
     repair_learning_rate: float = 0.002
     repair_epochs: float = 1
+    repair_schedule: Schedule = Schedule.COSINE
     batch_size: int = 64
 
     def apply(self, problem: Problem, run: Run) -> nn.Module:
@@ -106,7 +109,7 @@ class UNSIR(Method):
             "repair",
             model,
             [Term(retain, task.losses, batch_size=self.batch_size)],
-            Optimizer(self.repair_learning_rate),
+            Optimizer(self.repair_learning_rate, schedule=self.repair_schedule),
             epochs=self.repair_epochs,
         )
         return model.eval()
