@@ -18,8 +18,8 @@ RATES = ((0.02, 0.01), (0.002, 0.001), (0.0001, 0.0001))
 FORGET = ((0,), (0, 1))
 KINDS = (*(noise.value for noise in Noise), "none")
 SHOWN = {
-    "forget %": "accuracy, forget",
-    "retain, holdout %": "accuracy, holdout",
+    "forget": "accuracy, forget",
+    "holdout, kept classes": "accuracy, holdout",
     "divergence from oracles": "divergence from the oracles, forget",
     "relearning": "relearning, mean, forget",
     "relearning, head refitted": "relearning, head refitted, mean, forget",

@@ -43,7 +43,7 @@ def main() -> None:
 
 def default(size: Size) -> UNSIR:
     """The default settings; the quick size has too few images for 500 retained ones a class."""
-    return UNSIR(retain_per_class=100) if size.name == "quick" else UNSIR()
+    return UNSIR(retain_per_class=250) if size.name == "quick" else UNSIR()
 
 
 def fill(results: Results, size: Size, method: UNSIR, seed: int, forget: tuple[int, ...]) -> None:
