@@ -76,7 +76,7 @@ def test_failures_leave_the_old_file(code: int, words: str, tmp_path: Path, monk
     path = tmp_path / "file"
     write_bytes(path, b"old")
     monkeypatch.setattr(os, "fsync", failing(1, code))
-    with pytest.raises(OutputError, match="cannot write .*file: ") as failure:
+    with pytest.raises(OutputError, match=r"cannot write .*file: ") as failure:
         write_bytes(path, b"new")
     assert words in str(failure.value)
     assert path.read_bytes() == b"old"
@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     blocker = tmp_path / "blocker"
     blocker.touch()
     for attempt in (lambda: write_bytes(blocker / "file", b""), lambda: ensure_writable(blocker / "folder")):
-        with pytest.raises(OutputError, match="cannot write .*choose another folder"):
+        with pytest.raises(OutputError, match=r"cannot write .*choose another folder"):
             attempt()
     with pytest.raises(OutputError, match="cannot write"):
         write_bytes(tmp_path, b"over a folder")
@@ -164,19 +164,12 @@ def test_damage_is_noticed_anywhere(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_tensors(path, {"weight": torch.arange(6.0)}, {"note": "here"})
     whole = path.read_bytes()
-    silent: list[int] = []
     for position in range(len(whole)):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
-        try:
-            tensors, metadata = read_tensors(path)
-        except SavedModelError as error:
-            assert "is damaged or is not a safetensors file" in str(error)
-            assert "restore it from a copy, or run again" in str(error)
-        else:
-            silent.append(position)
-            assert metadata == {"note": "here"}
-            assert torch.equal(tensors["weight"], torch.arange(6.0))
-    assert not silent
+        with pytest.raises(
+            SavedModelError, match=r"(?s)is damaged or is not a safetensors file.*restore it from a copy, or run again"
+        ):
+            read_tensors(path)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 40, -1])

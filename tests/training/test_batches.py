@@ -76,8 +76,8 @@ def test_resumes_with_the_same_requests(start: int) -> None:
             assert torch.equal(first.positions, second.positions)
 
 
-def test_shorter_terms_start_over_on_their_own(seed: int = 2) -> None:
-    steps = list(Plan([term(20, 5), term(6, 3)], 4, seed).from_step(0))
+def test_shorter_terms_start_over_on_their_own() -> None:
+    steps = list(Plan([term(20, 5), term(6, 3)], 4, seed=2).from_step(0))
     assert sorted(examples_of(steps, 0)) == list(range(20))
     assert sorted(examples_of(steps, 1)) == sorted([*range(6), *range(6)])
 

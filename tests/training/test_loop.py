@@ -327,7 +327,7 @@ class Overflowing(GradientAscent):
 
 
 def test_a_last_step_that_overflows_is_divergence_too(mlp_problem: Problem) -> None:
-    with pytest.raises(DivergedError, match="the last step made the model NaN or infinite.*lower the learning rate"):
+    with pytest.raises(DivergedError, match=r"the last step made the model NaN or infinite.*lower the learning rate"):
         unlearn(mlp_problem, Overflowing(), execution=tiny.QUIET)
 
 

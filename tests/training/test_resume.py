@@ -240,7 +240,7 @@ def test_a_damaged_checkpoint_is_refused(damage: str, interrupted: tuple[Problem
             "text": b"not a checkpoint",
         }[damage]
     )
-    with pytest.raises(CheckpointError, match="cannot be read .*; delete that folder and start afresh"):
+    with pytest.raises(CheckpointError, match=r"cannot be read .*; delete that folder and start afresh"):
         resume(problem, method, folder)
 
 
