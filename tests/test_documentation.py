@@ -1,0 +1,37 @@
+"""The code that people copy from the pages runs."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+from expunge import Problem, unlearn
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(page: str) -> list[str]:
+    """The Python blocks of a page."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.slow
+def test_the_ten_lines_of_the_readme(capsys: pytest.CaptureFixture[str]):
+    (code,) = blocks("README.md")
+    assert "oracles=4" in code
+
+    exec(code.replace("oracles=4", "oracles=3"), {})
+
+    assert "residual influence" in capsys.readouterr().out
+
+
+def test_the_method_of_the_guide_to_extending(mlp_problem: Problem):
+    names: dict[str, Any] = {"__name__": "extending"}
+    exec(blocks("docs/extending.md")[0], names)
+
+    result = unlearn(mlp_problem, names["RetainDescent"](steps=3), execution=tiny.QUIET)
+
+    assert result.record.settings == {"learning_rate": 1e-3, "steps": 3}
+    assert [phase.steps for phase in result.record.phases] == [3]
