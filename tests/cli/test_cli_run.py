@@ -48,7 +48,9 @@ def test_set_changes_the_job_and_the_copy_says_so(jobs: JobFolder) -> None:
     result = jobs.run("--set", "seed=7", "--set", "method.stages.0.learning_rate=2e-3", "--set", "execution.workers=0")
     assert result.exit_code == 0, result.output
     assert jobs.record()["seed"] == 7
-    assert jobs.record()["settings"]["stages"] == [{"learning_rate": 0.002, "epochs": 1.0, "steps": None}]
+    assert jobs.record()["settings"]["stages"] == [
+        {"learning_rate": 0.002, "epochs": 1.0, "steps": None, "schedule": "constant"}
+    ]
     copy = yaml.safe_load((jobs.output / "job.yaml").read_text(encoding="utf-8"))
     assert copy["seed"] == 7
     assert copy["base"] == str(jobs.folder)
