@@ -220,3 +220,15 @@ def test_digest_of_a_model_counts_buffers_too() -> None:
     before = digest_model(model)
     model.running_mean.add_(1e-3)
     assert digest_model(model) != before
+
+
+def test_weights_of_another_program_are_read_where_they_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"weight": torch.arange(6.0)}, path)
+
+    tensors, metadata = read_tensors(path, foreign=True)
+
+    assert torch.equal(tensors["weight"], torch.arange(6.0))
+    assert metadata is None
+    with pytest.raises(SavedModelError, match="does not have the digest"):
+        read_tensors(path)

@@ -115,8 +115,12 @@ def tensors_bytes(tensors: Mapping[str, Tensor], metadata: Any = None) -> bytes:
     return save(independent, metadata={"json": text, "digest": _digest_content(independent, text)})
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+def read_tensors(path: Path, *, foreign: bool = False) -> tuple[dict[str, Tensor], Any]:
     """Read what `write_tensors` wrote.
+
+    Args:
+        path: The file.
+        foreign: Accept a file that another program wrote, which has no digest; one that is there is checked.
 
     Returns:
         The tensors by name, and the metadata.
@@ -128,8 +132,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:  # pyright: ignore[reportUnknownMemberType]
             metadata = cast(dict[str, str], file.metadata() or {})
             tensors = {name: cast(Tensor, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-        text = metadata.get("json", "")
-        if metadata.get("digest") != _digest_content(tensors, text):
+        text = metadata.get("json", "null")
+        unsigned = foreign and "digest" not in metadata
+        if not unsigned and metadata.get("digest") != _digest_content(tensors, text):
             raise ValueError("its content does not have the digest that was written with it")
     except FileNotFoundError as error:
         raise SavedModelError(f"there is no file {path}; pass the folder that the run was saved to") from error

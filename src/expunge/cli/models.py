@@ -103,7 +103,7 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         )
     existing(path, "model.weights")
     try:
-        tensors, _ = read_tensors(path)
+        tensors, _ = read_tensors(path, foreign=True)
         model.load_state_dict(tensors)
     except SavedModelError as error:
         raise SourceError(f"model.weights: {error}") from error
