@@ -51,8 +51,8 @@ class UNSIR(Method):
         repair_schedule: Of the learning rate of the repair. The published one is constant.
         batch_size: Examples a step. The published notebook has 256.
 
-    The preset `paper` has the published settings. The defaults are the setting that came closest to retraining in
-    `benchmarks/unsir_ablation.py`.
+    The preset `paper` has the published settings. The defaults were chosen by hand; `docs/unsir.md` says how
+    and what they trade.
     """
 
     needs: ClassVar = frozenset({Need.CLASSES, Need.RETAIN})
