@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from _cifar10 import TASK, Size, load, trained
+from _cifar10 import ORACLE_SEEDS, TASK, Size, load, trained
 from expunge import (
     UNSIR,
     Algorithm,
@@ -24,7 +24,6 @@ from expunge import (
 )
 
 EXECUTION = Execution(channels_last=True)
-ORACLES = 3
 
 
 def audit_settings(size: Size) -> AuditSettings:
@@ -49,7 +48,7 @@ def references(size: Size, forget: tuple[int, ...], seed: int) -> References:
     if seed:
         first = references(size, forget, 0)
         return replace(first, problem=asked, original=first.sitting.portray(asked.model))
-    oracles = [trained(size, forget, number).model for number in range(ORACLES)]
+    oracles = [trained(size, forget, oracle).model for oracle in ORACLE_SEEDS]
     return References.prepare(asked, oracles, settings=audit_settings(size), execution=EXECUTION)
 
 
@@ -78,7 +77,7 @@ def run(size: Size, forget: tuple[int, ...], seed: int, method: Method) -> tuple
     """Unlearn and audit; the cell has the figures that the tables show."""
     unlearned = unlearn(problem(size, forget, seed), method, seed=seed, execution=EXECUTION)
     evidence = references(size, forget, seed).compare(unlearned)
-    retrain = [trained(size, forget, number) for number in range(ORACLES)]
+    retrain = [trained(size, forget, oracle) for oracle in ORACLE_SEEDS]
     cost = {
         "seconds": unlearned.record.seconds,
         "examples": unlearned.record.examples,
