@@ -166,6 +166,7 @@ def _batch_statistics(model: nn.Module) -> list[Tensor]:
     return [buffer.clone() for name, buffer in model.named_buffers() if "running" in name or "batches" in name]
 
 
+@pytest.mark.filterwarnings("ignore:the noise learned nothing")
 @pytest.mark.parametrize("side", [8, 64])
 def test_noise_maximises_the_error_at_any_resolution(side: int) -> None:
     # Notebook: a penalty on the sum over pixels swamps the loss at 224 pixels and leaves a blank image.
@@ -210,7 +211,7 @@ def test_penalty_per_element_is_the_same_at_every_resolution(cnn_problem: Proble
         penalty = term.objective(_Constant(noise), batch) + torch.log(torch.tensor(float(tiny.CLASSES)))
         values += penalty.tolist()
     assert values == pytest.approx([SMALL.noise_penalty * 0.25] * 4, rel=1e-6)
-    assert UNSIR().noise_penalty == pytest.approx(0.1 * 3 * 32 * 32), "the notebook's sum at its own resolution"
+    assert UNSIR.preset("paper").noise_penalty == pytest.approx(0.1 * 3 * 32 * 32), "the notebook's sum at its own resolution"
 
 
 class _Indifferent(nn.Module):
@@ -276,6 +277,7 @@ def test_the_controls_skip_the_learning(noise: Noise, cnn_problem: Problem) -> N
         assert abs(float(distinct.std()) - 1) < 0.1
 
 
+@pytest.mark.filterwarnings("ignore:the noise learned nothing")
 def test_learned_noise_starts_where_the_random_control_stays(cnn_problem: Problem) -> None:
     method = dataclasses.replace(SMALL, noise_learning_rate=1e-9, noise_steps=1)
     problem, task = cnn_problem, cnn_problem.task
@@ -335,3 +337,19 @@ def test_paper_preset_quotes_the_paper() -> None:
     assert (paper.retain_per_class, paper.batch_size, paper.noise_learning_rate) == (1000, 256, 0.1)
     assert paper.noise_images * paper.noise_repeats == 5120
     assert UNSIR.preset("tuned") == UNSIR()
+
+
+@pytest.mark.parametrize("side", [8, 32])
+def test_the_default_noise_maximises_the_error(side: int) -> None:
+    data = tiny.images(per_class=4, side=side)
+    recipe = tiny.recipe(tiny.SHAPES["small_cnn"], epochs=20)
+    problems = [tiny.problem(recipe(data, seed=seed), data) for seed in range(4)]
+
+    rises = [min(_rise(problem, seed, penalty=UNSIR().noise_penalty), 10.0) for seed, problem in enumerate(problems)]
+
+    assert tiny.interval(rises)[0] > 1, rises
+
+
+def test_noise_that_learns_nothing_is_said(cnn_problem: Problem) -> None:
+    with pytest.warns(UserWarning, match="noise learned nothing.*noise_penalty"):
+        unlearn(cnn_problem, dataclasses.replace(SMALL, noise_penalty=1e6, noise_steps=40), execution=tiny.QUIET)

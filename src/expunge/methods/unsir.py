@@ -1,5 +1,6 @@
 """UNSIR: learn noise that a class's weights cannot abide, damage the model with it, and repair the rest."""
 
+import warnings
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -16,7 +17,7 @@ from expunge.methods._retained import balanced_subset
 from expunge.methods.base import Maturity, Method, Need, Tier
 from expunge.problem import Problem
 from expunge.tasks import Batch, Classification
-from expunge.training import Algorithm, Optimizer, Run, Schedule, Term
+from expunge.training import Algorithm, Optimizer, Run, Schedule, Term, over_batches
 
 
 class Noise(StrEnum):
@@ -39,8 +40,8 @@ class UNSIR(Method):
         noise_images: Noise images a class.
         noise_steps: Steps of learning the noise.
         noise_learning_rate: Of Adam on the noise. Default .1 (published notebook).
-        noise_penalty: Weight of the noise's mean square per input element. The notebook's .1 on the sum over
-            3 x 32 x 32 equals 307.2 here; unlike a sum, a mean weighs the same at every resolution.
+        noise_penalty: Weight of the noise's mean square per input element, which weighs the same at every resolution.
+            The notebook's .1 on the sum over 3 x 32 x 32 equals 307.2 here.
         noise: `random` (standard normal) and `zero` are controls that skip the learning.
         noise_repeats: How often each noise image appears in the impair epoch.
         retain_per_class: Retained examples of each class.
@@ -65,6 +66,7 @@ class UNSIR(Method):
             "paper": {
                 "noise_images": 256,
                 "noise_steps": 40,
+                "noise_penalty": 307.2,
                 "noise_repeats": 20,
                 "retain_per_class": 1000,
                 "impair_learning_rate": 0.02,
@@ -79,7 +81,7 @@ class UNSIR(Method):
     noise_images: int = 16
     noise_steps: int = 40
     noise_learning_rate: float = 0.1
-    noise_penalty: float = 307.2
+    noise_penalty: float = 10.0
     noise: Noise = Noise.LEARNED
     noise_repeats: int = 2
     retain_per_class: int = 500
@@ -131,7 +133,7 @@ class UNSIR(Method):
         shape = task.collate([retain[0]])["inputs"].shape[1:]
         labels = torch.tensor(problem.classes).repeat_interleave(self.noise_images)
         start = torch.randn((len(labels), *shape), generator=run.generator("noise"))
-        images = _NoiseImages(torch.zeros_like(start) if self.noise is Noise.ZERO else start)
+        images = _NoiseImages(torch.zeros_like(start) if self.noise is Noise.ZERO else start.clone())
         if self.noise is Noise.LEARNED:
             run.train(
                 "noise",
@@ -140,8 +142,22 @@ class UNSIR(Method):
                 Optimizer(self.noise_learning_rate, Algorithm.ADAM),
                 steps=self.noise_steps,
             )
+            before, after = (
+                _error(run, problem.model, TensorDataset(*task.fields(values, labels)))
+                for values in (start, images.values.detach().cpu())
+            )
+            self._warn_if_inert(before, after)
         learned = TensorDataset(*task.fields(images.values.detach().cpu(), labels))
         return subset(learned, torch.arange(len(labels)).repeat(self.noise_repeats))
+
+    def _warn_if_inert(self, before: float, after: float) -> None:
+        if after <= before:
+            warnings.warn(
+                f"the noise learned nothing: the original's cross-entropy on it is {after:.2f} nats, and was "
+                f"{before:.2f} on the random start; lower noise_penalty ({self.noise_penalty:g}) or raise noise_steps "
+                f"({self.noise_steps})",
+                stacklevel=2,
+            )
 
     def _error_maximisation(self, original: nn.Module, task: Classification, labels: Tensor) -> Term:
         def objective(images: nn.Module, batch: Batch) -> Tensor:
@@ -152,6 +168,10 @@ class UNSIR(Method):
 
         positions = torch.arange(len(labels), dtype=torch.get_default_dtype())
         return Term(TensorDataset(*task.fields(positions, labels)), objective, batch_size=len(labels))
+
+
+def _error(run: Run, model: nn.Module, noise: MapDataset) -> float:
+    return float(torch.cat(over_batches(run, run.frozen(model), noise, run.task.losses)).mean())
 
 
 class _NoiseImages(nn.Module):
