@@ -95,6 +95,37 @@ def test_several_files_are_written_together_or_not_at_all(
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old
 
 
+def test_the_folder_reaches_the_disk_after_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        events.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        sync(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        events.append("rename")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", renamed)
+    write_files({tmp_path / "a": b"1", tmp_path / "b": b"2", tmp_path / "c" / "d": b"3"})
+    assert events == [*["file"] * 3, *["rename"] * 3, *["folder"] * 2]
+
+
+@pytest.mark.parametrize(("code", "harmless"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_file_systems_that_sync_no_folders_serve_too(
+    code: int, harmless: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", failing(2, code))
+    if harmless:
+        write_bytes(tmp_path / "file", b"new")
+    else:
+        with pytest.raises(OutputError, match=r"cannot write .*Input/output error"):
+            write_bytes(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
 def test_a_killed_rename_leaves_only_what_can_be_swept_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -158,6 +189,32 @@ def test_tensors_survive_bit_for_bit(tmp_path: Path) -> None:
 def test_metadata_are_optional(metadata: Any, tmp_path: Path) -> None:
     write_tensors(tmp_path / "file", {"a": torch.ones(1)}, metadata)
     assert read_tensors(tmp_path / "file")[1] == metadata
+
+
+def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
+    files = [tmp_path / str(number) for number in range(20)]  # safetensors orders keys of metadata anew at each call
+    for file in files:
+        write_tensors(file, {"b": torch.ones(2), "a": torch.zeros(3, dtype=torch.long)}, {"words": [1, 2.5]})
+    assert len({file.read_bytes() for file in files}) == 1
+
+
+def test_files_with_two_keys_are_read_too(tmp_path: Path) -> None:
+    tensors = {"weight": torch.arange(3.0)}
+    state = hashlib.sha256(digest_tensors(tensors).encode())
+    update_digest(state, b'{"seconds": 1.5}')
+    metadata = {"json": '{"seconds": 1.5}', "digest": state.hexdigest()}
+    save_file(tensors, tmp_path / "file", metadata=metadata)
+    assert read_tensors(tmp_path / "file")[1] == {"seconds": 1.5}
+    save_file(tensors, tmp_path / "file", metadata=metadata | {"json": '{"seconds": 1.0}'})
+    with pytest.raises(SavedModelError, match="does not have the digest"):
+        read_tensors(tmp_path / "file")
+
+
+@pytest.mark.parametrize("signed", ["[]", "5", "{}", '{"digest": 5}', '{"digest": "x", "json": 5}', "text"])
+def test_metadata_of_another_form_are_damage(signed: str, tmp_path: Path) -> None:
+    save_file({"weight": torch.ones(1)}, tmp_path / "file", metadata={"expunge": signed})
+    with pytest.raises(SavedModelError, match=r"file is damaged or is not a safetensors file"):
+        read_tensors(tmp_path / "file")
 
 
 def test_damage_is_noticed_anywhere(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def _fill_disk_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_full_disk_while_checkpointing(mlp_problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _fill_disk_at(3, monkeypatch)  # the key and one checkpoint still fit
+    _fill_disk_at(5, monkeypatch)  # the key and one checkpoint still fit, each a file and its folder
     often = dataclasses.replace(tiny.QUIET, checkpoint_seconds=0)
     with pytest.raises(OutputError, match="the disk is full"):
         unlearn(mlp_problem, NegGradPlus(epochs=2, batch_size=16), execution=often, checkpoint_dir=tmp_path)

@@ -28,6 +28,7 @@ class Digest(Protocol):
 
 
 _TEMPORARY_PREFIX = ".expunge-partial-"
+_SIGNED = "expunge"
 
 
 def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
@@ -64,6 +65,9 @@ def write_files(contents: Mapping[Path, bytes], *, private: Set[Path] = frozense
         for path, temporary in staged.items():
             with _output_errors(path):
                 temporary.replace(path)
+        for folder in {path.parent for path in contents}:
+            with _output_errors(folder):
+                _sync_folder(folder)
     finally:
         for temporary in staged.values():
             with suppress(FileNotFoundError):
@@ -109,10 +113,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = Non
 
 
 def tensors_bytes(tensors: Mapping[str, Tensor], metadata: Any = None) -> bytes:
-    """What `write_tensors` writes; a digest inside lets `read_tensors` notice damage."""
+    """What `write_tensors` writes; a digest inside lets `read_tensors` notice damage. Equal content, equal bytes."""
     independent = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(metadata)
-    return save(independent, metadata={"json": text, "digest": _digest_content(independent, text)})
+    # One key: safetensors writes several in an order that differs from call to call.
+    signed = json.dumps({"digest": _digest_content(independent, text), "json": text})
+    return save(independent, metadata={_SIGNED: signed})
 
 
 def read_tensors(path: Path, *, foreign: bool = False) -> tuple[dict[str, Tensor], Any]:
@@ -132,9 +138,8 @@ def read_tensors(path: Path, *, foreign: bool = False) -> tuple[dict[str, Tensor
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:  # pyright: ignore[reportUnknownMemberType]
             metadata = cast(dict[str, str], file.metadata() or {})
             tensors = {name: cast(Tensor, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-        text = metadata.get("json", "null")
-        unsigned = foreign and "digest" not in metadata
-        if not unsigned and metadata.get("digest") != _digest_content(tensors, text):
+        digest, text = _signature(metadata)
+        if not (foreign and digest is None) and digest != _digest_content(tensors, text):
             raise ValueError("its content does not have the digest that was written with it")
     except FileNotFoundError as error:
         raise SavedModelError(f"there is no file {path}; pass the folder that the run was saved to") from error
@@ -170,6 +175,15 @@ def update_digest(state: Digest, value: Tensor | bytes) -> None:
         state.update(value)
 
 
+def _signature(metadata: Mapping[str, str]) -> tuple[str | None, str]:
+    """Digest and JSON text that were written with the tensors; no digest where another program wrote them."""
+    signed: Any = json.loads(metadata[_SIGNED]) if _SIGNED in metadata else metadata  # earlier files have two keys
+    if not isinstance(signed, Mapping) or "digest" not in signed:
+        return None, "null"
+    entries = cast(Mapping[str, Any], signed)
+    return str(entries["digest"]), str(entries.get("json"))
+
+
 def _digest_content(tensors: Mapping[str, Tensor], text: str) -> str:
     state = hashlib.sha256(digest_tensors(tensors).encode())
     update_digest(state, text.encode())
@@ -181,6 +195,20 @@ def _write_through(path: Path, content: bytes, mode: int) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let a rename within `folder` outlast a power cut."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # what file systems say that sync no folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
