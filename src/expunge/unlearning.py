@@ -90,30 +90,39 @@ class Unlearned:
     problem: Problem = dataclasses.field(repr=False)
     key: bytes = dataclasses.field(repr=False)
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, key_path: str | Path | None = None) -> None:
         """Write the weights, the record and, readable by the owner only, the key.
+
+        Args:
+            folder: Where to; it is made where it is missing.
+            key_path: File for the key, if it is not to lie in the folder: whoever has the key and the record can test
+                guesses about the data, so keep the key out of a folder that is to be shared.
 
         Raises:
             OutputError: The folder cannot be written or the disk is full; files already there stay as they were.
         """
         folder = Path(folder)
+        key = _key_file(folder, key_path)
         contents = {
             folder / MODEL_FILE: tensors_bytes(self.model.state_dict()),
-            folder / KEY_FILE: self.key,
+            key: self.key,
             folder / RECORD_FILE: json_bytes(self.record.model_dump(mode="json")),
         }
-        write_files(contents, private={folder / KEY_FILE})
+        write_files(contents, private={key})
 
     @classmethod
-    def load(cls, folder: str | Path, problem: Problem) -> "Unlearned":
+    def load(cls, folder: str | Path, problem: Problem, *, key_path: str | Path | None = None) -> "Unlearned":
         """Read what `save` wrote.
 
         Args:
             folder: Where it was saved.
-            problem: The problem it answers; its model gives the architecture and must be the recorded original.
+            problem: The problem it answers; its model gives the architecture and must be the recorded original. Its
+                sets must be the recorded ones; one that it lacks, because the data are deleted, is not compared.
+            key_path: File of the key, if it does not lie in the folder.
 
         Raises:
-            SavedModelError: A file is missing or damaged, or weights and record do not belong together.
+            SavedModelError: A file is missing or damaged, weights and record do not belong together, or model or data
+                of the problem are others than those recorded.
         """
         folder = Path(folder)
         record = read_record(folder)
@@ -133,7 +142,9 @@ class Unlearned:
             model.load_state_dict(tensors)
         except RuntimeError as error:
             raise SavedModelError(f"the saved weights do not fit the problem's model: {error}") from error
-        return cls(model, record, problem, _read_key(folder / KEY_FILE))
+        key = _read_key(_key_file(folder, key_path))
+        _require_recorded_data(problem, record, key, folder)
+        return cls(model, record, problem, key)
 
 
 def unlearn(
@@ -234,6 +245,18 @@ def _describe_data(problem: Problem, key: bytes) -> dict[str, DataRecord]:
     }
 
 
+def _require_recorded_data(problem: Problem, record: Record, key: bytes, folder: Path) -> None:
+    with reproducible():
+        found = _describe_data(problem, key)
+    changed = [name for name, recorded in record.data.items() if found.get(name, recorded) != recorded]
+    if changed:
+        raise SavedModelError(
+            f"the {' and the '.join(changed)} set {'is' if len(changed) == 1 else 'are'} not what "
+            f"{folder / RECORD_FILE} speaks of: the data, or how they are read and parted, have changed since; restore "
+            "them, or unlearn again"
+        )
+
+
 def _require_converged(model: nn.Module) -> None:
     try:
         require_finite(model)
@@ -276,11 +299,18 @@ def _open_folder(folder: Path, *, resume: bool) -> bytes:
     return key
 
 
+def _key_file(folder: Path, key_path: str | Path | None) -> Path:
+    return folder / KEY_FILE if key_path is None else Path(key_path)
+
+
 def _read_key(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise SavedModelError(f"the key {path} cannot be read ({error.strerror}); restore it from a copy") from error
+        raise SavedModelError(
+            f"the key {path} cannot be read ({error.strerror}); restore it from a copy, or say where it "
+            "lies (key_path=, or `key` in the job)"
+        ) from error
 
 
 def _plain(value: Any) -> Any:
