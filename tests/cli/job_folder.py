@@ -20,7 +20,7 @@ from expunge.training import Supervised
 
 NETWORK = {"network": "mlp", "options": {"features": tiny.FEATURES, "classes": tiny.CLASSES, "hidden": [16]}}
 QUICK_AUDIT = {"oracles": 3, "relearning": {"steps": [0, 2], "forget_examples": 5, "retain_examples": 20}}
-QUICK_UNSIR = {"name": "unsir", "noise_images": 4, "noise_steps": 2, "retain_per_class": 10, "batch_size": 32}
+QUICK_UNSIR = {"name": "unsir", "noise_images": 4, "noise_steps": 8, "retain_per_class": 10, "batch_size": 32}
 
 
 @cache

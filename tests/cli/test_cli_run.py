@@ -5,8 +5,10 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,8 +16,8 @@ import yaml
 import expunge.cli.runs
 import tiny
 from expunge.audit import Evidence
-from expunge.errors import OutputError
-from expunge.unlearning import Unlearned
+from expunge.errors import LabelError, OutputError
+from expunge.unlearning import Unlearned, unlearn
 from job_folder import QUICK_AUDIT, JobFolder
 
 RESULT = {"job.yaml", "record.json", "model.safetensors", "forget.key", "report.html"}
@@ -98,7 +100,7 @@ def test_resume_refuses_to_complete_another_run(jobs: JobFolder, change: str) ->
 
 
 def test_a_failed_save_leaves_no_result_and_resume_goes_on(jobs: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full_disk(*_: object) -> None:
+    def full_disk(*_: object, **__: object) -> None:
         raise OutputError("cannot write: the disk is full")
 
     with monkeypatch.context() as patch:
@@ -121,6 +123,110 @@ def test_a_failed_audit_keeps_the_model_and_resume_audits_it(jobs: JobFolder, mo
     assert jobs.outputs() == RESULT - {"report.html"}
     assert jobs.run("--resume").exit_code == 0
     assert jobs.outputs() == RESULT | {"evidence.json"}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("audit.oracles=4", "(oracles)"),
+        ("audit.relearning.retain_examples=10", "(relearning)"),
+        ("recipe.epochs=1", "(recipe)"),
+    ],
+)
+def test_resume_audits_again_where_the_evidence_is_not_what_the_job_asks_for(
+    jobs: JobFolder, change: str, named: str
+) -> None:
+    jobs.job |= {"recipe": {"epochs": 2, "batch_size": 32}, "audit": QUICK_AUDIT}
+    assert jobs.run().exit_code == 0
+    before = Evidence.load(jobs.output)
+    again = jobs.run("--resume", "--set", change)
+    assert again.exit_code == 0, again.output
+    assert f"was gathered with other settings {named}" in again.stderr
+    assert Evidence.load(jobs.output) != before
+    # and what is there now is what was asked for
+    kept = jobs.run("--resume", "--set", change)
+    assert "The evidence is already in" in kept.stderr
+    assert "Auditing" not in kept.stderr
+    assert yaml.safe_load((jobs.output / "job.yaml").read_text(encoding="utf-8"))["audit"] is not None
+
+
+def test_resume_goes_back_to_the_job_after_an_audit_with_another_seed(finished: JobFolder) -> None:
+    assert finished.expunge("audit", finished.output, "--oracles", "2", "--seed", "5").exit_code == 0
+    kept = finished.run("--resume")
+    assert "gathered with other settings" not in kept.stderr  # the job asks for none
+    assert Evidence.load(finished.output).seed == 5
+    finished.job["audit"] = {"oracles": 2}
+    again = finished.run("--resume")
+    assert "other settings (seed)" in again.stderr
+    assert Evidence.load(finished.output).seed == 0
+
+
+def test_resume_refuses_a_job_without_data_that_the_run_had(jobs: JobFolder) -> None:
+    assert jobs.run().exit_code == 0
+    del jobs.job["data"]["holdout"]
+    result = jobs.run("--resume")
+    assert result.exit_code == 2
+    assert "the job has no holdout set" in result.stderr
+
+
+def test_a_run_that_failed_for_good_makes_room_for_the_corrected_one(
+    jobs: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(expunge.cli.runs, "unlearn", _fails_late(LabelError("labels are out of range")))
+        failed = jobs.run()
+    assert failed.exit_code == 2, failed.output
+    assert jobs.outputs() == set()
+    assert jobs.run("--set", "method.noise_steps=9").exit_code == 0
+
+
+def test_checkpoints_of_an_interrupted_run_outlive_a_failure_on_resume(
+    jobs: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error, status in ((KeyboardInterrupt(), 130), (LabelError("labels are out of range"), 2)):
+        with monkeypatch.context() as patch:
+            patch.setattr(expunge.cli.runs, "unlearn", _fails_late(error))
+            assert jobs.run("--resume").exit_code == status
+        assert jobs.outputs() == {"checkpoints"}
+    assert jobs.run("--resume").exit_code == 0
+
+
+def test_a_job_may_keep_the_key_elsewhere(jobs: JobFolder) -> None:
+    jobs.job |= {"key": "keys/run.key", "recipe": {"epochs": 2, "batch_size": 32}}
+    result = jobs.run()
+    assert result.exit_code == 0, result.output
+    assert jobs.outputs() == RESULT - {"forget.key"}
+    key = jobs.folder / "keys" / "run.key"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert jobs.expunge("audit", jobs.output, "--oracles", "2").exit_code == 0
+    refused = jobs.run("--output", jobs.folder / "another")
+    assert refused.exit_code == 2
+    assert "key: " in refused.stderr
+    assert "name a new file" in refused.stderr
+    assert not (jobs.folder / "another").exists()
+    key.unlink()
+    lost = jobs.expunge("audit", jobs.output)
+    assert lost.exit_code == 2
+    assert "run.key cannot be read" in lost.stderr
+
+
+def test_a_run_killed_while_it_saved_may_have_left_its_key(jobs: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(self: Unlearned, _: Path, *, key_path: Path) -> None:
+        key_path.parent.mkdir(exist_ok=True)
+        key_path.write_bytes(self.key)
+        raise KeyboardInterrupt
+
+    jobs.job["key"] = "keys/run.key"
+    with monkeypatch.context() as patch:
+        patch.setattr(Unlearned, "save", killed)
+        assert jobs.run().exit_code == 130
+    assert jobs.run("--resume").exit_code == 0
+
+
+def test_the_summary_says_what_may_be_shared(jobs: JobFolder) -> None:
+    shown = " ".join(jobs.run().stdout.split())
+    assert shown.count("record.json, evidence.json, report.html and model.safetensors may be shared") == 1
+    assert "the key (forget.key) and job.yaml may not" in shown
 
 
 def test_a_run_that_diverged_leaves_nothing(jobs: JobFolder) -> None:
@@ -218,7 +324,8 @@ def test_an_unexpected_failure_is_not_dressed_up(jobs: JobFolder, monkeypatch: p
         raise ZeroDivisionError
 
     monkeypatch.setattr(expunge.cli.runs, "unlearn", broken)
-    result = jobs.run()
+    jobs.write()
+    result = jobs.expunge("--traceback", "run", jobs.folder / "job.yaml")
     assert result.exit_code == 1
     assert isinstance(result.exception, ZeroDivisionError)
     assert jobs.outputs() == set()
@@ -226,6 +333,16 @@ def test_an_unexpected_failure_is_not_dressed_up(jobs: JobFolder, monkeypatch: p
 
 def test_version(jobs: JobFolder) -> None:
     assert jobs.expunge("--version").stdout == f"expunge {version('expunge')}\n"
+
+
+def _fails_late(error: BaseException) -> Callable[..., Unlearned]:
+    """Unlearning that fails when all its phases have left checkpoints."""
+
+    def fails(*arguments: Any, **options: Any) -> Unlearned:
+        unlearn(*arguments, **options)
+        raise error
+
+    return fails
 
 
 def _interrupted(*_: object, **__: object) -> None:

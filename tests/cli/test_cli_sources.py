@@ -115,8 +115,51 @@ def test_an_image_folder(jobs: JobFolder) -> None:
     assert len(problem.forget) == 4
     # the two classes that the holdout has keep the numbers of the training data
     assert column(problem.holdout, "label").tolist() == [1, 3, 3]
+    jobs.job["method"] = {"name": "neg-grad-plus", "epochs": 1}
     result = jobs.run()
     assert result.exit_code == 0, result.output
+
+
+def test_splits_of_an_image_folder_share_their_classes(jobs: JobFolder) -> None:
+    save_pictures(jobs.folder / "animals" / "train", {"cat": 3, "cow": 2, "dog": 4, "emu": 2})
+    save_pictures(jobs.folder / "animals" / "val", {"cow": 1, "emu": 2})
+    (jobs.folder / "animals" / "train" / "cat" / "notes.txt").write_text("no picture", encoding="utf-8")
+    image_job(jobs, {"images": "animals"}, channels=3)
+    jobs.job["data"]["holdout"] = {"images": "animals", "split": "validation"}
+    jobs.job["forget"] = {"classes": [2]}
+    problem = problem_of(jobs)
+    assert problem.forget is not None
+    assert problem.retain is not None
+    assert (len(problem.forget), len(problem.retain)) == (4, 7)
+    assert column(problem.holdout, "label").tolist() == [1, 3, 3]
+    jobs.job["data"]["holdout"]["split"] = "test"
+    assert "data.holdout.split: " in jobs.run().stderr
+
+
+def test_a_class_may_be_called_like_a_split(jobs: JobFolder) -> None:
+    save_pictures(jobs.folder / "vehicles", {"bus": 1, "car": 2, "train": 3, "tram": 1})
+    image_job(jobs, {"images": "vehicles"}, channels=3)
+    assert problem_of(jobs).task.names == ("bus", "car", "train", "tram")
+
+
+@pytest.mark.parametrize("kind", ["images", "csv", "parquet"])
+def test_reading_leaves_no_copy_and_no_name_in_a_cache(
+    jobs: JobFolder, table: Columns, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = jobs.folder / "cache"
+    cache.mkdir()
+    for name in ("HF_CACHE_HOME", "HF_DATASETS_CACHE", "HF_MODULES_CACHE"):
+        monkeypatch.setattr(hf.config, name, str(cache))
+    if kind == "images":
+        save_pictures(jobs.folder / "train", {"cat": 3, "cow": 2, "dog": 4, "emu": 2})
+        image_job(jobs, {"images": "train"}, channels=3)
+        jobs.job["method"] = {"name": "neg-grad-plus", "epochs": 1}
+    else:
+        getattr(pd.DataFrame(table()), f"to_{kind}")(jobs.folder / f"people.{kind}", index=False)
+        table_job(jobs, {kind: f"people.{kind}", "features": ["f0", "f1", "f2"]})
+    result = jobs.run()
+    assert result.exit_code == 0, result.output
+    assert list(cache.rglob("*")) == []
 
 
 @pytest.mark.parametrize("form", ["dataset", "dataset dict"])

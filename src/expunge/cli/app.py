@@ -9,36 +9,37 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from typer.core import TyperGroup
+from typer.core import TyperCommand
 
 from expunge.cli.demo import run_demo
 from expunge.cli.job_file import load_job
+from expunge.cli.loading import TRACEBACK, UNTOLD, named
 from expunge.cli.methods import installed_methods
 from expunge.cli.runs import Outcome, audit_run, is_main_process, render_run, run_job
 from expunge.cli.summary import method_facts, outcome_json, print_methods, print_outcome
 from expunge.errors import ExpungeError, JobError
 
 
-class _Commands(TyperGroup):
-    """Turns the library's errors into one red line and an exit status."""
+class _Command(TyperCommand):
+    """Turns errors into one red line and an exit status."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except ExpungeError as error:
-            # a job may have several faults, each in a line of its own
-            lines = str(error).splitlines() if isinstance(error, JobError) else [" ".join(str(error).split())]
-            for line in lines:
-                _complain(f"error: {line}")
-            raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
-            again = "; the same command with --resume goes on" if ctx.invoked_subcommand == "run" else ""
+            again = "; the same command with --resume goes on" if ctx.info_name == "run" else ""
             _complain(f"interrupted{again}")
             raise typer.Exit(130) from error
+        except BrokenPipeError:  # whoever reads the output has had enough
+            raise
+        except Exception as error:
+            if ctx.find_root().params["traceback"]:
+                raise
+            _explain(error)
+            raise typer.Exit(2 if isinstance(error, ExpungeError) else 1) from error
 
 
 app = typer.Typer(
-    cls=_Commands,
     help="Remove the influence of chosen training data from a trained model, and measure how far that worked.",
     no_args_is_help=True,
     add_completion=False,
@@ -60,11 +61,14 @@ def main(
     show_version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show errors in full, with messages that may quote data.")
+    ] = False,
 ) -> None:
     """What all commands have in common."""
 
 
-@app.command()
+@app.command(cls=_Command)
 def methods(as_json: Json = False) -> None:
     """List every method that can be named in a job."""
     found = installed_methods()
@@ -74,7 +78,7 @@ def methods(as_json: Json = False) -> None:
         print_methods(_console(), found)
 
 
-@app.command()
+@app.command(cls=_Command)
 def run(
     job_file: Annotated[Path, typer.Argument(metavar="JOB", help="The job, a YAML file.")],
     change: Annotated[
@@ -93,7 +97,7 @@ def run(
     _show(run_job(job, folder, resume=resume, say=_say), as_json=as_json)
 
 
-@app.command()
+@app.command(cls=_Command)
 def audit(
     folder: RunFolder,
     oracles: Annotated[
@@ -106,7 +110,7 @@ def audit(
     _show(audit_run(folder, oracles=oracles, seed=seed, say=_say), as_json=as_json)
 
 
-@app.command()
+@app.command(cls=_Command)
 def report(folder: RunFolder, as_json: Json = False) -> None:
     """Write the report of a run again."""
     path = render_run(folder).report
@@ -116,7 +120,7 @@ def report(folder: RunFolder, as_json: Json = False) -> None:
         typer.echo(path)
 
 
-@app.command()
+@app.command(cls=_Command)
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("expunge-demo"),
     oracles: Annotated[int, typer.Option(min=2, help="How many oracles to compare with; 3 for a verdict.")] = 4,
@@ -146,8 +150,18 @@ def _say(text: str) -> None:
         Console(stderr=True).print(escape(text), highlight=False, soft_wrap=True)
 
 
-def _complain(text: str) -> None:
-    if is_main_process():
+def _explain(error: Exception) -> None:
+    if isinstance(error, JobError):  # a job may have several faults, each in a line of its own
+        for line in str(error).splitlines():
+            _complain(f"error: {line}")
+    elif isinstance(error, ExpungeError):
+        _complain(f"error: {' '.join(str(error).split())}")
+    else:
+        _complain(f"error: unexpected {named(error)}; {UNTOLD}: {TRACEBACK} shows it", everywhere=True)
+
+
+def _complain(text: str, *, everywhere: bool = False) -> None:
+    if everywhere or is_main_process():
         Console(stderr=True).print(f"[red]{escape(text)}[/red]", highlight=False, soft_wrap=True)
 
 

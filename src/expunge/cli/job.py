@@ -18,6 +18,7 @@ from pydantic import (
 
 from expunge.storage import write_bytes
 from expunge.training import Algorithm, Schedule
+from expunge.unlearning import KEY_FILE
 
 JOB_FILE = "job.yaml"
 
@@ -237,6 +238,7 @@ class Job(Section):
     execution: ExecutionSection = ExecutionSection()
     seed: int = Field(default=0, ge=0)
     output: Path | None = None
+    key: Path | None = None
     base: Path = Path()
 
     @model_validator(mode="after")
@@ -253,6 +255,10 @@ class Job(Section):
     def path(self, relative: str | Path) -> Path:
         """A path of the job as seen from here."""
         return self.base / Path(relative).expanduser()
+
+    def key_in(self, folder: Path) -> Path:
+        """The file of the key of a run in `folder`."""
+        return folder / KEY_FILE if self.key is None else self.path(self.key)
 
     def save(self, folder: Path) -> None:
         """Write `job.yaml`, readable by the owner only because it may say who was forgotten."""

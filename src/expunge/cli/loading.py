@@ -2,12 +2,21 @@
 
 import importlib
 import sys
-from collections.abc import Callable
+import sysconfig
+import traceback
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from expunge.cli.settings import nearest
-from expunge.errors import SourceError
+from expunge.errors import ExpungeError, SourceError
+
+TRACEBACK = "`expunge --traceback ...`"
+UNTOLD = "its message is not shown because it may quote data"
+
+_NOT_THE_USERS = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")))
 
 
 def existing(path: Path, key: str, *, folder: bool = False) -> Path:
@@ -25,7 +34,21 @@ def existing(path: Path, key: str, *, folder: bool = False) -> Path:
 
 
 def load_function(reference: str, base: Path, key: str) -> Callable[..., Any]:
-    """The function that `package.module:function` names; modules beside the job file are found too.
+    """The function that `package.module:function` names, run as `users_code` when it is called.
+
+    Raises:
+        SourceError: The module cannot be imported, or has no such function.
+    """
+    return guarded(find_function(reference, base, key), reference, key)
+
+
+def guarded(function: Callable[..., Any], reference: str, key: str) -> Callable[..., Any]:
+    """The same function, run as `users_code`."""
+    return partial(_call, function, reference, key)
+
+
+def find_function(reference: str, base: Path, key: str) -> Callable[..., Any]:
+    """The function that `package.module:function` names, as it is; modules beside the job file are found too.
 
     Raises:
         SourceError: The module cannot be imported, or has no such function.
@@ -37,10 +60,11 @@ def load_function(reference: str, base: Path, key: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # importing runs the user's code, which may raise anything
-        raise SourceError(
-            f"{key}: the module {module_name!r} cannot be imported ({type(error).__name__}: {error}); install it, or "
-            f"put it into {base}"
-        ) from error
+        if isinstance(error, ModuleNotFoundError):
+            why = f"ModuleNotFoundError: there is no {error.name}); install it, or put it into {base}"
+        else:
+            why = f"{named(error)}); {UNTOLD}: import the module in Python, or use {TRACEBACK}"
+        raise SourceError(f"{key}: the module {module_name!r} cannot be imported ({why}") from error
     found = getattr(module, name, None)
     if not callable(found):
         functions = [other for other, value in vars(module).items() if callable(value) and not other.startswith("_")]
@@ -48,6 +72,47 @@ def load_function(reference: str, base: Path, key: str) -> Callable[..., Any]:
         raise SourceError(f"{key}: the module {module_name!r} ({where}) has no function {name!r}"
                           f"{nearest(name, functions)}")  # fmt: skip
     return cast("Callable[..., Any]", found)
+
+
+@contextmanager
+def users_code(reference: str, key: str) -> Generator[None]:
+    """Turn whatever a function of the user's raises into an error that says where, but not what.
+
+    Raises:
+        SourceError: The block failed with something else than an error of the library's own.
+    """
+    try:
+        yield
+    except ExpungeError:
+        raise
+    except Exception as error:
+        raise SourceError(
+            f"{key}: {reference} failed with {named(error)}; {UNTOLD}: call the function in Python, or use {TRACEBACK}"
+        ) from error
+
+
+def named(error: BaseException) -> str:
+    """Type and place of an exception, in the user's own code where that is under way, without its message."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__} at {Path(error.filename or '').name}:{error.lineno}"
+    places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [place for place in places if not _is_installed(place[0])]
+    file, line = (own or places)[-1]
+    return f"{type(error).__name__} at {Path(file).name}:{line}"
+
+
+def _call(function: Callable[..., Any], reference: str, key: str, /, *arguments: Any, **options: Any) -> Any:
+    with users_code(reference, key):
+        return function(*arguments, **options)
+
+
+def _is_installed(file: str) -> bool:
+    path = Path(file)
+    return (
+        file.startswith("<")
+        or bool({"site-packages", "dist-packages"} & set(path.parts))
+        or any(path.is_relative_to(folder) for folder in _NOT_THE_USERS)
+    )
 
 
 def _kind(folder: bool) -> str:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from expunge.audit import AuditSettings
 from expunge.cli.job import Job
-from expunge.cli.loading import existing, load_function
+from expunge.cli.loading import existing, find_function, guarded, load_function
 from expunge.cli.methods import method_from
 from expunge.cli.models import load_model, untrained
 from expunge.cli.settings import checked_call
@@ -154,7 +154,10 @@ def _recipe(job: Job, task: Classification) -> Recipe | None:
     if section is None:
         return None
     if section.python is not None:
-        return cast("Recipe", load_function(section.python, job.base, "recipe.python"))
+        key = "recipe.python"
+        recipe = find_function(section.python, job.base, key)
+        # what a `Supervised` recipe trains can be resumed, which a function around it would hide
+        return recipe if isinstance(recipe, Supervised) else cast("Recipe", guarded(recipe, section.python, key))
     chosen = section.model_dump(exclude={"python", "epochs", "batch_size"})
     # oracles have a bar of their own, one tick a model
     execution = replace(execution_of(job), progress=False)

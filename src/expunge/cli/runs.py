@@ -9,20 +9,28 @@ from typing import Any, cast
 
 from accelerate import PartialState
 from accelerate.utils import environment
+from pydantic import TypeAdapter
 
-from expunge.audit import Evidence, audit
+from expunge.audit import AuditSettings, Evidence, audit
 from expunge.audit.evidence import EVIDENCE_FILE
 from expunge.cli.job import JOB_FILE, Job
 from expunge.cli.job_file import load_job
 from expunge.cli.problems import audit_settings_of, execution_of, method_of, prepare
-from expunge.data import digest_dataset
-from expunge.errors import CheckpointError, DivergedError, JobError, MissingNeedError, OutputError, SavedModelError
+from expunge.errors import (
+    CheckpointError,
+    DivergedError,
+    ExpungeError,
+    JobError,
+    MissingNeedError,
+    OutputError,
+    SavedModelError,
+)
 from expunge.methods import Method
 from expunge.problem import Problem
 from expunge.report import REPORT_FILE, write_report
 from expunge.storage import ensure_writable, remove_partial_files
-from expunge.training import reproducible, seed_globals
-from expunge.unlearning import RECORD_FILE, Record, Unlearned, read_record, unlearn
+from expunge.training import Execution
+from expunge.unlearning import KEY_FILE, RECORD_FILE, Record, Unlearned, read_record, unlearn
 
 Say = Callable[[str], None]
 """Tells the user what is going on."""
@@ -82,25 +90,16 @@ def run_job(job: Job, folder: Path, *, resume: bool, say: Say) -> Outcome:
         unlearned = _same(folder, prepared.problem, method, job)
     else:
         say(f"Unlearning with {type(method).__name__}")
-        with _checkpoints(folder) as checkpoints:
-            unlearned = unlearn(
-                prepared.problem,
-                method,
-                seed=job.seed,
-                execution=execution,
-                checkpoint_dir=checkpoints,
-                resume=resume,
-            )
-            PartialState().wait_for_everyone()
-            if is_main_process():
-                _save(unlearned, job, folder)
-    evidence = None
-    if finished and (folder / EVIDENCE_FILE).exists():
-        evidence = Evidence.load(folder)
-    elif job.audit is not None:
-        say(f"Auditing: training {job.audit.oracles} oracles without the forget set, and measuring")
-        evidence = audit(unlearned, oracles=job.audit.oracles, seed=job.seed, settings=settings, execution=execution)
-    return _finish(folder, unlearned.record, evidence)
+        unlearned = _unlearn(job, folder, prepared.problem, method, execution, resume=resume)
+    kept = _kept_evidence(job, folder, settings, say) if finished else None
+    if kept is not None or job.audit is None:
+        return _finish(folder, unlearned.record, kept)
+    say(f"Auditing: training {job.audit.oracles} oracles without the forget set, and measuring")
+    evidence = audit(unlearned, oracles=job.audit.oracles, seed=job.seed, settings=settings, execution=execution)
+    outcome = _finish(folder, unlearned.record, evidence)
+    if finished and is_main_process():
+        job.save(folder)  # last: where it differs from what the evidence rests on, the run is audited again
+    return outcome
 
 
 def audit_run(folder: Path, *, oracles: int | None, seed: int | None, say: Say) -> Outcome:
@@ -117,7 +116,7 @@ def audit_run(folder: Path, *, oracles: int | None, seed: int | None, say: Say) 
     settings, execution = audit_settings_of(job), execution_of(job)
     ensure_writable(folder)
     say("Reading the data and the model")
-    unlearned = _load(folder, prepare(job).problem)
+    unlearned = _load(folder, prepare(job).problem, job)
     count = oracles if oracles is not None else (job.audit.oracles if job.audit is not None else 5)
     say(f"Auditing: training {count} oracles without the forget set, and measuring")
     evidence = audit(
@@ -141,6 +140,20 @@ def render_run(folder: Path) -> Outcome:
     return Outcome(folder, record, evidence, write_report(folder, record, evidence))
 
 
+def _unlearn(
+    job: Job, folder: Path, problem: Problem, method: Method, execution: Execution, *, resume: bool
+) -> Unlearned:
+    _prepare_key(job, folder)
+    with _checkpoints(folder) as checkpoints:
+        unlearned = unlearn(
+            problem, method, seed=job.seed, execution=execution, checkpoint_dir=checkpoints, resume=resume
+        )
+        PartialState().wait_for_everyone()
+        if is_main_process():
+            _save(unlearned, job, folder)
+    return unlearned
+
+
 def _finish(folder: Path, record: Record, evidence: Evidence | None) -> Outcome:
     report = folder / REPORT_FILE
     if is_main_process():
@@ -154,33 +167,27 @@ def _save(unlearned: Unlearned, job: Job, folder: Path) -> None:
     # the record comes last and marks a finished run
     try:
         job.save(folder)
-        unlearned.save(folder)
+        unlearned.save(folder, key_path=job.key_in(folder))
     except OutputError:
         if not (folder / RECORD_FILE).exists():
             (folder / JOB_FILE).unlink(missing_ok=True)
         raise
 
 
-def _load(folder: Path, problem: Problem) -> Unlearned:
-    unlearned = Unlearned.load(folder, problem)
-    sets = {"forget": problem.forget, "retain": problem.retain, "holdout": problem.holdout}
-    with reproducible():
-        seed_globals(0, "digest")  # as when it was recorded, for data that are augmented at random
-        changed = [
-            name
-            for name, recorded in unlearned.record.data.items()
-            if (dataset := sets.get(name)) is None or digest_dataset(dataset, unlearned.key) != recorded.digest
-        ]
-    if changed:
+def _load(folder: Path, problem: Problem, job: Job) -> Unlearned:
+    unlearned = Unlearned.load(folder, problem, key_path=job.key_in(folder))
+    given = {"forget": problem.forget, "retain": problem.retain, "holdout": problem.holdout}
+    absent = [name for name in unlearned.record.data if given[name] is None]
+    if absent:
         raise SavedModelError(
-            f"the {' and the '.join(changed)} set are not what {folder / RECORD_FILE} speaks of: the data, or what "
-            f"{JOB_FILE} says of them, have changed since; restore them, or unlearn again"
+            f"the job has no {' and no '.join(absent)} set, but {folder / RECORD_FILE} speaks of one; put it back into "
+            "the job, or unlearn again"
         )
     return unlearned
 
 
 def _same(folder: Path, problem: Problem, method: Method, job: Job) -> Unlearned:
-    unlearned = _load(folder, problem)
+    unlearned = _load(folder, problem, job)
     before = load_job(folder / JOB_FILE)
     if (method_of(before), before.seed) != (method, job.seed):
         raise JobError(
@@ -190,17 +197,47 @@ def _same(folder: Path, problem: Problem, method: Method, job: Job) -> Unlearned
     return unlearned
 
 
+def _kept_evidence(job: Job, folder: Path, settings: AuditSettings, say: Say) -> Evidence | None:
+    """The evidence of a finished run, unless the job asks for another."""
+    if not (folder / EVIDENCE_FILE).exists():
+        return None
+    evidence, before = Evidence.load(folder), load_job(folder / JOB_FILE)
+    if job.audit is None:
+        return evidence
+    wanted = TypeAdapter(AuditSettings).dump_python(settings, mode="json") | {"oracles": job.audit.oracles}
+    changed = [name for name, value in wanted.items() if evidence.settings.get(name) != value]
+    changed += ["seed"] if evidence.seed != job.seed else []
+    changed += ["recipe"] if before.recipe != job.recipe else []
+    changed += ["holdout"] if before.data.holdout != job.data.holdout else []
+    if not changed:
+        say(f"The evidence is already in {folder}")
+        return evidence
+    say(f"The evidence in {folder} was gathered with other settings ({', '.join(changed)})")
+    return None
+
+
+def _prepare_key(job: Job, folder: Path) -> None:
+    """See that a key that is to lie elsewhere can be written and overwrites no other; a run without its key is lost."""
+    path, own = job.key_in(folder), folder / CHECKPOINTS / KEY_FILE
+    if job.key is None:
+        return
+    # a run that was killed while it saved left its own key there
+    if path.exists() and not (path.is_file() and own.is_file() and path.read_bytes() == own.read_bytes()):
+        raise OutputError(f"key: {path} exists already, perhaps as the key of another run; name a new file")
+    ensure_writable(path.parent)
+
+
 @contextmanager
 def _checkpoints(folder: Path) -> Generator[Path]:
-    """A folder for checkpoints that goes when they have served, or when the run failed before there were any."""
+    """A folder for checkpoints that goes when they have served, or would stand in the way of a corrected run."""
     path, existed = folder / CHECKPOINTS, folder.exists()
+    afresh = not any(path.glob("*.safetensors"))
     try:
         yield path
     except CheckpointError:
         raise
     except BaseException as error:
-        # a run that diverged would do so again from its checkpoints
-        useless = isinstance(error, DivergedError) or not any(path.glob("*.safetensors"))
+        useless = _would_fail_again(error, afresh=afresh) or not any(path.glob("*.safetensors"))
         if is_main_process() and useless:
             _remove(path)
             if not existed and folder.is_dir() and not any(folder.iterdir()):
@@ -208,6 +245,13 @@ def _checkpoints(folder: Path) -> Generator[Path]:
         raise
     if is_main_process():
         _remove(path)
+
+
+def _would_fail_again(error: BaseException, *, afresh: bool) -> bool:
+    """Whether checkpoints lead nowhere: the run diverged, or what it was given is wrong and nothing else was saved."""
+    if isinstance(error, OutputError):
+        return False
+    return isinstance(error, DivergedError) or (afresh and isinstance(error, ExpungeError))
 
 
 def _remove(path: Path) -> None:

@@ -23,7 +23,8 @@ from expunge.cli.job import (
     PythonSource,
     SourceSection,
 )
-from expunge.cli.loading import existing, load_function
+from expunge.cli.loading import existing, load_function, users_code
+from expunge.cli.pictures import picture_folders
 from expunge.cli.settings import nearest
 from expunge.cli.tables import TableFile, read_table
 from expunge.data import LABEL_NAMES, MapDataset, column
@@ -162,10 +163,12 @@ def _in_memory(inputs: NDArray[np.float32], labels: NDArray[np.int64]) -> Tensor
 
 
 def _images(section: ImagesSource, path: Path, key: str, like: Source | None) -> Source:
-    existing(path, key, folder=True)
-    dataset = _loaded(lambda: _library.load_dataset("imagefolder", data_dir=str(path), split=section.split), path, key)
-    if "label" not in dataset.column_names:
-        raise SourceError(f"{key}: {path} has no sub-folders to take labels from; make one for each class")
+    folders = picture_folders(existing(path, key, folder=True), section.split, key)
+    files = [str(file) for pictures in folders.values() for file in pictures]
+    names = list(folders)
+    labels = [number for number, pictures in enumerate(folders.values()) for _ in pictures]
+    features = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=names)})
+    dataset = cast(hf.Dataset, _library.Dataset.from_dict({"image": files, "label": labels}, features=features))
     return _from_hugging_face(dataset, key, "label", like)
 
 
@@ -239,12 +242,13 @@ def _aligned(dataset: hf.Dataset, label: str, names: tuple[str, ...], wanted: tu
 
 def _python(section: PythonSource, job: Job, key: str) -> Source:
     dataset = load_function(section.python, job.base, f"{key}.python")()
-    if not isinstance(dataset, MapDataset) or len(dataset) == 0:
-        found = "an empty dataset" if isinstance(dataset, MapDataset) else f"a {type(dataset).__name__}"
-        raise SourceError(
-            f"{key}.python: {section.python} returned {found}; return a dataset with a length and an index"
-        )
-    fields = not isinstance(dataset[0], tuple | list)
+    with users_code(section.python, f"{key}.python"):
+        if not isinstance(dataset, MapDataset) or len(dataset) == 0:
+            found = "an empty dataset" if isinstance(dataset, MapDataset) else f"a {type(dataset).__name__}"
+            raise SourceError(
+                f"{key}.python: {section.python} returned {found}; return a dataset with a length and an index"
+            )
+        fields = not isinstance(dataset[0], tuple | list)
     return Source(dataset, lambda name: _text(column(dataset, name)), fields=fields)
 
 

@@ -7,13 +7,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from expunge.audit import Evidence, Verdict
-from expunge.audit.evidence import Measure, Side
+from expunge.audit.evidence import EVIDENCE_FILE, Measure, Side
+from expunge.cli.job import JOB_FILE
 from expunge.cli.methods import Installed
 from expunge.cli.runs import Outcome
-from expunge.report import words
+from expunge.report import REPORT_FILE, words
 from expunge.tasks import Task
+from expunge.unlearning import KEY_FILE, MODEL_FILE, RECORD_FILE
 
 _STYLES = {Side.INSIDE: "green", Side.UNDECIDED: "yellow", Side.ABOVE: "red", Side.BELOW: "red"}
+
+_SHARING = (
+    f"Of the folder, {RECORD_FILE}, {EVIDENCE_FILE}, {REPORT_FILE} and {MODEL_FILE} may be shared; "
+    f"the key ({KEY_FILE}) and {JOB_FILE} may not, because they help to find out who was forgotten."
+)
 
 
 def print_outcome(console: Console, outcome: Outcome) -> None:
@@ -24,6 +31,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     else:
         _print_evidence(console, outcome.evidence)
     console.print(f"\nReport: [bold]{escape(str(outcome.report))}[/bold]", soft_wrap=True)
+    console.print(_SHARING, soft_wrap=True)
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
