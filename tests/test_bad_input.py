@@ -175,10 +175,10 @@ REQUESTS: dict[str, tuple[Callable[[Problem], Any], type[e.ExpungeError], str]] 
         e.SettingError,
         "learning_rate must be above 0, not 0.0",
     ),
-    "a phase of no steps": (
+    "a phase of no epochs": (
         lambda problem: run(problem, GradientAscent(epochs=0)),
         e.SettingError,
-        "phase 'ascend' has 0 steps; give `steps` or `epochs` so that there is one",
+        "epochs must be above 0, not 0",
     ),
     "divergence": (
         lambda problem: run(problem, GradientAscent(1e30, epochs=40)),

@@ -130,6 +130,38 @@ def test_a_request_needs_something_to_forget_and_something_to_keep() -> None:
     Problem(model, tiny.TASK, classes=(1,))
 
 
+@pytest.mark.parametrize("form", tiny.FORMS)
+def test_classes_and_labels_must_agree(form: str) -> None:
+    model, data = torch.nn.Linear(tiny.FEATURES, 4), tiny.FORMS[form](tiny.vectors(per_class=2))
+    parts = split(data, classes=(1, 2))
+    Problem(model, tiny.TASK, parts.forget, parts.retain, classes=(1, 2))
+    Problem(model, tiny.TASK, parts.forget, parts.retain)
+    Problem(model, tiny.TASK, split(data, indices=[1]).forget, parts.retain, classes=(1, 2))
+    with pytest.raises(
+        ForgetSetError,
+        match=r"2 of 4 forget examples belong to a class other than those named \(1\); .*leave `classes` out to forget",
+    ):
+        Problem(model, tiny.TASK, parts.forget, parts.retain, classes=(1,))
+    with pytest.raises(
+        ForgetSetError,
+        match=r"2 retained examples belong to a class to be forgotten \(1, 2, 3\); split with `classes=`",
+    ):
+        Problem(model, tiny.TASK, parts.forget, parts.retain, classes=(1, 2, 3))
+    with pytest.raises(ForgetSetError, match="4 retained examples belong to a class to be forgotten"):
+        Problem(model, tiny.TASK, retain=data, classes=(1, 2))
+
+
+def test_a_problem_is_made_without_reading_inputs() -> None:
+    class Unreadable:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> Any:
+            raise AssertionError("read")
+
+    Problem(torch.nn.Linear(1, 4), tiny.TASK, forget=Unreadable(), retain=Unreadable(), classes=(1,))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_model_that_is_not_finite_is_refused(value: float) -> None:
     model = tiny.SHAPES["small_cnn"].build()

@@ -146,7 +146,7 @@ def test_labels_of_a_dataset() -> None:
 
 
 def test_settings_that_cannot_be() -> None:
-    with pytest.raises(SettingError, match="a classifier needs at least 2 classes, not 1"):
+    with pytest.raises(SettingError, match="classes must be a whole number of at least 2, not 1"):
         Classification(1)
     with pytest.raises(SettingError, match="3 names were given for 4 classes"):
         Classification(4, names=("a", "b", "c"))

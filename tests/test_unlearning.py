@@ -10,14 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from torch.utils.data import TensorDataset
 
 import tiny
 from expunge import Execution, GradientAscent, NegGradPlus, Problem, Retrain, Unlearned, unlearn
 from expunge.data import digest_dataset
-from expunge.errors import ModelError, OutputError, SavedModelError
+from expunge.errors import ForgetSetError, LabelError, ModelError, OutputError, SavedModelError
 from expunge.storage import digest_model
 from expunge.unlearning import KEY_FILE, MODEL_FILE, RECORD_FILE, read_record
 
@@ -216,6 +218,65 @@ def test_a_model_that_is_broken_on_its_own_data_is_refused(mlp_problem: Problem)
             parameter.mul_(1e30)
     with pytest.raises(ModelError, match="a loss that is NaN or infinite on its own data; check the model"):
         unlearn(dataclasses.replace(mlp_problem, model=model), METHOD, execution=tiny.QUIET)
+
+
+def test_threads_last_as_long_as_the_run(mlp_problem: Problem) -> None:
+    before = torch.get_num_threads()
+    execution = dataclasses.replace(tiny.QUIET, threads=before + 1)
+    record = unlearn(mlp_problem, METHOD, execution=execution).record
+    assert record.execution["threads"] == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_numbers_of_numpy_are_recorded_as_numbers(mlp_problem: Problem, tmp_path: Path) -> None:
+    method = NegGradPlus(epochs=np.float64(1), batch_size=np.int64(16))
+    result = unlearn(mlp_problem, method, seed=np.int64(2), execution=tiny.QUIET)
+    result.save(tmp_path)
+    record = read_record(tmp_path)
+    assert (record.settings["epochs"], record.settings["batch_size"], record.seed) == (1, 16, 2)
+    assert digest_model(result.model) == digest_model(unlearn(mlp_problem, METHOD, seed=2, execution=tiny.QUIET).model)
+
+
+@dataclasses.dataclass
+class OneByOne:
+    """Examples that can only be read one at a time."""
+
+    data: Any
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[index]
+
+
+@pytest.mark.parametrize("form", ["columns", "list", "one by one"])
+@pytest.mark.parametrize("name", ["forget", "retain", "holdout"])
+def test_every_label_is_checked_before_anything_runs(
+    name: str, form: str, mlp_problem: Problem, tmp_path: Path
+) -> None:
+    inputs, labels = tiny.vectors(per_class=10).tensors
+    labels = labels.clone()
+    labels[-1] = tiny.CLASSES
+    forms = {"columns": TensorDataset(inputs, labels), "list": list(zip(inputs, labels.tolist(), strict=True))}
+    data = forms[form] if form in forms else OneByOne(forms["list"])
+    method = GradientAscent(1e30, epochs=50)  # reads the forget set alone, and would diverge if it ran
+    with pytest.raises(LabelError, match="a label is 4, outside the 4 classes of the task"):
+        unlearn(
+            dataclasses.replace(mlp_problem, classes=(), **{name: data}),
+            method,
+            execution=tiny.QUIET,
+            checkpoint_dir=tmp_path / "checkpoints",
+        )
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_classes_are_compared_where_examples_must_be_read_one_by_one(mlp_problem: Problem) -> None:
+    other = OneByOne(tiny.as_tuples(tiny.vectors(per_class=3)))
+    for name, words in (("forget", "9 of 12 forget examples"), ("retain", "3 retained examples")):
+        problem = dataclasses.replace(mlp_problem, **{name: other})
+        with pytest.raises(ForgetSetError, match=words):
+            unlearn(problem, METHOD, execution=tiny.QUIET)
 
 
 def test_execution_is_recorded(mlp_problem: Problem) -> None:

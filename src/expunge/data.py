@@ -131,6 +131,11 @@ def column(dataset: MapDataset, key: FieldKey) -> NDArray[Any]:
     return np.asarray([_scalar(_field(view.base[index], key)) for index in view.indices.tolist()])
 
 
+def has_columns(dataset: MapDataset) -> bool:
+    """Whether `column` gets one field of every example without reading the others, or all are in memory."""
+    return isinstance(View.of(dataset).base, TensorDataset | hf.Dataset | list | tuple)
+
+
 def digest_dataset(dataset: MapDataset, key: bytes) -> str:
     """A keyed SHA-256 of a dataset; without the key nobody can test a guess about what it holds.
 

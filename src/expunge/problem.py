@@ -16,6 +16,7 @@ from expunge.data import (
     MapDataset,
     column,
     field_key,
+    has_columns,
     positions,
     shared_positions,
     subset,
@@ -45,11 +46,13 @@ class Problem:
         forget: The forget set. It may be absent where only `classes` are known and the method reads no example.
         retain: The rest of the training data, or the part of it that is still at hand.
         holdout: Data of the same kind that was never trained on.
-        classes: The classes that `forget` consists of, where whole classes are to be forgotten.
+        classes: The classes that `forget` consists of, where whole classes are to be forgotten. Leave it out where
+            only some examples of a class are.
         recipe: How such a model is trained, for retraining and for oracles.
 
     Raises:
-        ForgetSetError: Nothing is to be forgotten, nothing would remain, or forget and retain share examples.
+        ForgetSetError: Nothing is to be forgotten, nothing would remain, forget and retain share examples, or
+            labels that can be read without the inputs contradict `classes`.
         NonFiniteModelError: The model holds NaN or infinity.
     """
 
@@ -62,7 +65,7 @@ class Problem:
     recipe: Recipe | None = None
 
     def __post_init__(self) -> None:
-        """Check what can be checked without reading an example."""
+        """Check what can be checked without reading an input."""
         if self.forget is None and not self.classes:
             raise ForgetSetError("nothing is to be forgotten: pass a `forget` dataset, `classes`, or both")
         if self.forget is not None and len(self.forget) == 0:
@@ -76,6 +79,36 @@ class Problem:
                     f"{shared} examples are in both the forget set and the retain set; use `expunge.split` to part them"
                 )
         require_finite(self.model)
+        if self.classes:
+            for name, dataset in (("forget", self.forget), ("retain", self.retain)):
+                if dataset is not None and has_columns(dataset):
+                    self._compare_classes(name, self.task.labels_of(dataset))
+
+    def check_labels(self) -> None:
+        """Read the label of every example of every set; inputs are read only where labels cannot be had without.
+
+        Raises:
+            LabelError: A label is outside the classes of the task.
+            ForgetSetError: The labels contradict `classes`.
+        """
+        for name, dataset in (("forget", self.forget), ("retain", self.retain), ("holdout", self.holdout)):
+            if dataset is not None:
+                self._compare_classes(name, self.task.labels_of(dataset))
+
+    def _compare_classes(self, name: str, labels: Tensor | None) -> None:
+        if labels is None or not self.classes:
+            return
+        named = torch.isin(labels, torch.tensor(self.classes))
+        if name == "forget" and not bool(named.all()):
+            raise ForgetSetError(
+                f"{int((~named).sum())} of {len(labels)} forget examples belong to a class other than those named "
+                f"({_listed(self.classes)}); split with `classes=`, or leave `classes` out to forget single examples"
+            )
+        if name == "retain" and bool(named.any()):
+            raise ForgetSetError(
+                f"{int(named.sum())} retained examples belong to a class to be forgotten ({_listed(self.classes)}); "
+                "split with `classes=`, or leave `classes` out to forget single examples"
+            )
 
 
 @dataclass(frozen=True)
@@ -158,6 +191,10 @@ def require_finite(model: nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NonFiniteModelError(f"{name} of the model holds NaN or infinity; load a sound checkpoint")
+
+
+def _listed(classes: Sequence[int]) -> str:
+    return ", ".join(map(str, classes))
 
 
 def _positions_of(values: NDArray[Any], wanted: Sequence[Any], where: str) -> Tensor:

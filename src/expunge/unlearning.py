@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -171,9 +172,11 @@ def unlearn(
 
     Raises:
         MissingNeedError: The method needs something that the problem lacks.
-        DataError: An example cannot be used with the model.
+        SettingError: A setting has a value that cannot be used.
+        DataError: An example cannot be used with the model. Labels are checked before anything is computed.
+        ForgetSetError: The labels contradict the problem's `classes`.
         DivergedError: The objective became NaN or infinite.
-        CheckpointError: There are checkpoints that cannot be used.
+        CheckpointError: There are checkpoints that cannot be used, of another run or made under other conditions.
 
     Example:
         >>> import expunge
@@ -184,17 +187,20 @@ def unlearn(
     settings = _plain(dataclasses.asdict(method))
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
     run = Run(problem.task, seed, execution)
-    key = _key_for(run, folder, resume=resume)
-    with reproducible():
+    with reproducible(run.execution.threads):
+        problem.check_labels()
+        key = _key_for(run, folder, resume=resume)
         data = _describe_data(problem, key)
         if folder is not None:
-            identity = (type(method).__name__, settings, seed, original_digest, data, problem.classes)
-            run.checkpoints = CheckpointFolder(folder, digest_tensors({repr(identity): torch.empty(0)}))
-        seed_globals(seed, "method")
+            identity = (type(method).__name__, settings, run.seed, original_digest, data, problem.classes)
+            fingerprint = digest_tensors({repr(identity): torch.empty(0)})
+            run.checkpoints = CheckpointFolder(folder, fingerprint, run.conditions)
+        seed_globals(run.seed, "method")
         _probe(problem, run)
         started = time.monotonic()
         model = method.apply(problem, run)
         seconds = time.monotonic() - started
+        machine = _describe(run)
     _require_converged(model)
     if digest_model(problem.model) != original_digest:
         raise ModelChangedError(
@@ -203,7 +209,7 @@ def unlearn(
     record = Record(
         method=type(method).__name__,
         settings=settings,
-        seed=seed,
+        seed=run.seed,
         guarantee=method.tier,
         classes=list(problem.classes),
         data=data,
@@ -213,7 +219,7 @@ def unlearn(
         seconds=max(seconds, sum(phase.seconds for phase in run.phases)),
         examples=sum(phase.examples for phase in run.phases),
         peak_memory_bytes=max((phase.peak_memory_bytes for phase in run.phases), default=0),
-        execution=_describe(run),
+        execution=machine,
         versions={name: version(name) for name in ("expunge", "torch", "accelerate", "transformers")}
         | {"python": platform.python_version()},
         finished=datetime.now(UTC),
@@ -318,6 +324,8 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(entry) for name, entry in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return value.item()
     return value.value if isinstance(value, Enum) else value
 
 

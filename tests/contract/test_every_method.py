@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -26,8 +28,8 @@ METHODS: dict[str, Method] = {
     "NegGradPlus": NegGradPlus(epochs=1, batch_size=16),
     "RandomLabel": RandomLabel(1e-3, epochs=1, batch_size=32),
     "UNSIR": UNSIR(noise_images=8, noise_steps=4, noise_repeats=2, retain_per_class=15, batch_size=32),
-    "UNSIR paper": UNSIR.preset(
-        "paper", noise_images=8, noise_steps=4, noise_repeats=3, retain_per_class=15, batch_size=32
+    "UNSIR paper": UNSIR.preset(  # the published penalty lets the noise learn nothing on inputs as small as these
+        "paper", noise_images=8, noise_steps=4, noise_penalty=1, noise_repeats=3, retain_per_class=15, batch_size=32
     ),
 }
 
@@ -60,6 +62,58 @@ def test_forgets_on_every_shape_of_model(method: Method, shape: str, trained: Ca
     assert all(bool(torch.isfinite(tensor).all()) for tensor in result.model.state_dict().values())
     assert not same_draw(result.model, problem.model), "nothing was learned"
     assert tiny.logits(result.model, problem.forget).shape == (len(problem.forget), tiny.CLASSES)
+
+
+# Numbers below 1 that mean something: a weight of nothing, by design.
+ACCEPTED = {
+    ("FineTune", "weight_decay", 0),
+    ("NegGradPlus", "weight_decay", 0),
+    ("UNSIR", "noise_penalty", 0),
+}
+
+
+def numeric_settings(settings: Any) -> Iterator[tuple[str, str, Callable[[float], Any]]]:
+    """Class, field and maker of each numeric setting, of what a setting holds too."""
+    kinds = get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if {int, float} & {kinds[field.name], *get_args(kinds[field.name])}:
+            yield (
+                type(settings).__name__,
+                field.name,
+                lambda number, name=field.name: dataclasses.replace(settings, **{name: number}),
+            )
+        for part in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(part):
+                yield from numeric_settings(part)
+
+
+@by_method
+def test_senseless_numbers_are_refused_when_they_are_given(method: Method) -> None:
+    found = list(numeric_settings(method))
+    assert len(found) >= (0 if isinstance(method, Retrain) else 3)
+    for kind, name, make in found:
+        for value in (-1, 0, math.nan):
+            if (kind, name, value) in ACCEPTED:
+                make(value)
+            else:
+                with pytest.raises(SettingError, match=rf"^{name} must .*, not {value}$"):
+                    make(value)
+
+
+def test_stages_are_settings_too() -> None:
+    assert {(kind, name) for kind, name, _ in numeric_settings(METHODS["FineTune"])} == {
+        ("Stage", "learning_rate"),
+        ("Stage", "epochs"),
+        ("Stage", "steps"),
+        ("FineTune", "weight_decay"),
+        ("FineTune", "batch_size"),
+        ("FineTune", "retain_per_class"),
+    }
+    with pytest.raises(SettingError, match="stages is empty; give at least one, as in"):
+        FineTune(())
+    with pytest.raises(SettingError, match=r"schedule must be one of Schedule\.CONSTANT"):
+        Stage(0.1, schedule="constant")
 
 
 @by_method
@@ -208,7 +262,7 @@ CANARIES: dict[str, Method] = {
     "NegGradPlus": NegGradPlus(0.8, 0.05, epochs=5, batch_size=32),
     "RandomLabel": RandomLabel(0.01, epochs=10, batch_size=32),
     "UNSIR": UNSIR.preset(  # as many steps of repair as published, with fewer examples a step
-        "paper", noise_images=16, noise_repeats=4, retain_per_class=30, repair_epochs=4, batch_size=8
+        "paper", noise_images=16, noise_penalty=1, noise_repeats=4, retain_per_class=30, repair_epochs=4, batch_size=8
     ),
 }
 

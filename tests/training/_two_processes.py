@@ -16,7 +16,9 @@ from expunge.storage import write_json, write_tensors
 from expunge.training import Run
 
 METHODS: dict[str, Method] = {
-    "unsir": UNSIR(noise_images=5, noise_steps=6, noise_repeats=3, retain_per_class=11, batch_size=12),
+    "unsir": UNSIR(
+        noise_images=5, noise_steps=6, noise_penalty=0.1, noise_repeats=3, retain_per_class=11, batch_size=12
+    ),
     "neg-grad-plus": NegGradPlus(epochs=2, batch_size=17, clip_norm=0.5),
     "fine-tune, micro batches": FineTune((Stage(0.05, epochs=2), Stage(0.01, steps=3)), batch_size=31),
 }

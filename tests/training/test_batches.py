@@ -163,7 +163,7 @@ def test_two_steps_are_augmented_differently() -> None:
 
 
 def test_a_term_needs_data_and_a_batch() -> None:
-    with pytest.raises(SettingError, match="batch_size must be at least 1, not 0"):
+    with pytest.raises(SettingError, match="batch_size must be a whole number of at least 1, not 0"):
         term(3, 0)
     with pytest.raises(SettingError, match="no examples to train on"):
         term(0, 3)

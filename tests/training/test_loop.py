@@ -3,12 +3,14 @@
 import copy
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -127,6 +129,20 @@ def test_clipping_by_value() -> None:
     expected = by_hand("SGD", lr=5.0, clip=lambda parameters: nn.utils.clip_grad_value_(parameters, 0.01))
     assert_close(model, expected)
     assert not torch.allclose(tiny.flat(expected), tiny.flat(by_hand("SGD", lr=5.0)), atol=1e-2)
+
+
+def test_clipping_by_norm_and_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    unscaled: list[Any] = []
+    monkeypatch.setattr(Accelerator, "unscale_gradients", lambda *arguments: unscaled.append(arguments))
+
+    def clip(parameters: Any) -> None:
+        listed = list(parameters)
+        nn.utils.clip_grad_norm_(listed, 0.05)
+        nn.utils.clip_grad_value_(listed, 0.01)
+
+    model, _ = trained(Optimizer(5.0, Algorithm.SGD, clip_norm=0.05, clip_value=0.01), steps=3)
+    assert_close(model, by_hand("SGD", steps=3, lr=5.0, clip=clip))
+    assert len(unscaled) == 3, "the loss scale of fp16 is taken out once a step; a second time is an error"
 
 
 @pytest.mark.parametrize("micro", [1, 7, 16, 39])
@@ -255,10 +271,12 @@ def test_fractions_of_an_epoch_count() -> None:
         assert run.train("part", run.copy(network()), [term], Optimizer(0.1), epochs=epochs).steps == steps
 
 
-@pytest.mark.parametrize("lengths", [{}, {"steps": 0}, {"epochs": 0}, {"epochs": -1}])
+@pytest.mark.parametrize(
+    "lengths", [{}, {"steps": 0}, {"epochs": 0}, {"epochs": -1}, {"epochs": math.nan}, {"epochs": math.inf}]
+)
 def test_a_phase_without_steps_is_refused(lengths: dict[str, float]) -> None:
     run = Run(tiny.TASK, 0, tiny.QUIET)
-    with pytest.raises(SettingError, match=r"phase 'none' has -?\d+ steps; give `steps` or `epochs`"):
+    with pytest.raises(SettingError, match=r"phase 'none' has .+ steps; give `steps` or `epochs`"):
         run.train("none", network(), [Term(DATA, tiny.TASK.losses)], Optimizer(0.1), **lengths)
 
 
@@ -337,6 +355,99 @@ def test_a_learning_rate_must_be_positive(rate: float) -> None:
         Optimizer(rate)
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"algorithm": "sgd"}, r"algorithm must be one of Algorithm\.ADAM, .*, not 'sgd'"),
+        ({"schedule": "cosine"}, r"schedule must be one of Schedule\.CONSTANT, .*, not 'cosine'"),
+        ({"algorithm": Algorithm.SGD, "nesterov": True}, "nesterov needs a momentum above 0, such as momentum=0.9"),
+        ({"momentum": -0.1}, "momentum must be at least 0, not -0.1"),
+        ({"momentum": 1.0}, "momentum must be below 1, not 1.0"),
+        ({"weight_decay": -1e-9}, "weight_decay must be at least 0, not -1e-09"),
+        ({"clip_norm": 0}, "clip_norm must be above 0, not 0"),
+        ({"clip_value": -1.0}, "clip_value must be above 0, not -1.0"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_built_is_refused_when_it_is_described(
+    settings: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(SettingError, match=words):
+        Optimizer(0.1, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"device": "cuda:1"}, "device must be one of None, 'cpu', not 'cuda:1'"),
+        ({"precision": "fp8"}, "precision must be one of 'no', 'fp16', 'bf16', not 'fp8'"),
+        ({"micro_batch_size": 0}, "micro_batch_size must be a whole number of at least 1, not 0"),
+        ({"workers": -1}, "workers must be a whole number of at least 0, not -1"),
+        ({"threads": 0}, "threads must be a whole number of at least 1, not 0"),
+        ({"checkpoint_seconds": math.nan}, "checkpoint_seconds must be at least 0, not nan"),
+    ],
+)
+def test_an_execution_that_cannot_be_is_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        Execution(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"epochs": 0}, "epochs must be above 0, not 0"), ({"batch_size": 0}, "batch_size must be a whole number of")],
+)
+def test_a_recipe_that_cannot_be_is_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        Supervised(network, tiny.TASK, **settings)
+
+
+@pytest.mark.parametrize("seed", [1.5, "1", None])
+def test_a_seed_is_a_whole_number(seed: Any) -> None:
+    with pytest.raises(SettingError, match=f"seed must be a whole number, not {seed!r}"):
+        Run(tiny.TASK, seed, tiny.QUIET)
+
+
+def test_a_copy_is_trainable_even_where_the_original_is_frozen() -> None:
+    original = network().requires_grad_(False)
+    run = Run(tiny.TASK, 0, tiny.QUIET)
+    assert all(parameter.requires_grad for parameter in run.copy(original).parameters())
+    assert not any(parameter.requires_grad for parameter in original.parameters())
+    assert not any(parameter.requires_grad for parameter in run.frozen(network()).parameters())
+
+
+def test_threads_are_set_for_a_run_and_restored() -> None:
+    seen: list[int] = []
+
+    def build() -> nn.Module:
+        seen.append(torch.get_num_threads())
+        if len(seen) > 1:
+            raise ValueError("within")
+        return network()
+
+    before = torch.get_num_threads()
+    recipe = Supervised(build, tiny.TASK, epochs=1, execution=dataclasses.replace(tiny.QUIET, threads=before + 1))
+    recipe(DATA, 0)
+    with pytest.raises(ValueError, match="within"):
+        recipe(DATA, 0)
+    assert seen == [before + 1] * 2
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("available", "given", "expected"),
+    [(True, None, ":4096:8"), (True, ":16:8", ":16:8"), (False, None, None)],
+    ids=["set", "the user's own", "no device"],
+)
+def test_cublas_is_told_to_be_deterministic(
+    available: bool, given: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", given or "")
+    if given is None:
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    with reproducible():
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == expected
+
+
 def test_augmentation_is_a_function_of_seed_and_step() -> None:
     def augment(batch: Any) -> Any:
         return batch | {"inputs": batch["inputs"] + torch.randn_like(batch["inputs"])}
@@ -388,3 +499,14 @@ def test_on_a_gpu(precision: Any, mlp_problem: Problem) -> None:
     assert result.record.execution["device"].startswith("cuda")
     again = unlearn(mlp_problem, method, execution=Execution(precision=precision, progress=False))
     assert digest_model(result.model) == digest_model(again.model)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("clip", [{"clip_norm": 1e-3}, {"clip_value": 1e-4}, {"clip_norm": 1e-3, "clip_value": 1e-4}])
+def test_clipping_under_fp16(clip: dict[str, float]) -> None:
+    optimizer = Optimizer(1.0, Algorithm.SGD, **clip)
+    model, run = trained(optimizer, steps=3, execution=Execution(precision="fp16", progress=False))
+    moved = (tiny.flat(model).cpu() - tiny.flat(network())).abs()
+    assert 0 < moved.max() <= 3 * min(clip.values()) * 1.001, "gradients were clipped after the loss scale was out"
+    assert run.phases[0].steps == 3

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 import _killed_run
 import tiny
@@ -116,6 +118,24 @@ def test_killed_runs_reach_the_same_bits(
     assert not list(tmp_path.glob(".expunge-partial-*"))
 
 
+def test_a_run_that_is_killed_again_and_again_reaches_the_same_bits(
+    uninterrupted: dict[str, str], tmp_path: Path
+) -> None:
+    moments = random.Random(4)
+
+    def newest() -> int:
+        return max((modified(path) for path in tmp_path.glob("*.safetensors")), default=0)
+
+    for kill in range(4):
+        before = newest()
+        child = Child("unsir", tmp_path, resume=kill > 0)
+        child.wait_until(lambda before=before: newest() > before)  # or it would be killed before it was under way
+        time.sleep(moments.uniform(0, 0.15))
+        child.kill()
+    assert Child("unsir", tmp_path, resume=True).result() == uninterrupted["unsir"]
+    assert not list(tmp_path.glob(".expunge-partial-*"))
+
+
 def test_a_killed_interpreter_reaches_the_same_bits(uninterrupted: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, str(Path(_killed_run.__file__)), "neg-grad-plus", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -197,7 +217,7 @@ def test_another_seed_method_model_or_data_is_refused(interrupted: tuple[Problem
         "setting": lambda: resume(problem, dataclasses.replace(method, learning_rate=0.02), folder),
         "model": lambda: resume(dataclasses.replace(problem, model=other_model), method, folder),
         "data": lambda: resume(other_data, method, folder),
-        "classes": lambda: resume(dataclasses.replace(problem, classes=(0, 1)), method, folder),
+        "classes": lambda: resume(dataclasses.replace(problem, classes=()), method, folder),
     }.items():
         with pytest.raises(
             CheckpointError, match="belongs to a run with another model, method, seed or data"
@@ -205,6 +225,52 @@ def test_another_seed_method_model_or_data_is_refused(interrupted: tuple[Problem
             attempt()
         assert "or pass what the interrupted run was given" in str(failure.value), label
     assert resume(problem, method, folder).record.phases[0].steps == 24, "and the refused attempts did no harm"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"threads": 2}, "threads was 1 and is 2"),
+        ({"precision": "bf16"}, "precision was no and is bf16"),
+        ({"channels_last": True}, "channels_last was False and is True"),
+        ({"micro_batch_size": 5}, "micro_batch_size was None and is 5"),
+        ({"threads": 2, "channels_last": True}, "channels_last was False and is True, threads was 1 and is 2"),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
+)
+def test_other_conditions_are_refused_by_name(
+    change: dict[str, Any], words: str, interrupted: tuple[Problem, NegGradPlus, Path]
+) -> None:
+    problem, method, folder = interrupted
+    AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
+    with pytest.raises(
+        CheckpointError, match=rf"made under other conditions, .* \({words}\); resume with the same `ex"
+    ):
+        resume(problem, method, folder, execution=dataclasses.replace(OFTEN, **change))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert resume(problem, method, folder).record.phases[0].steps == 24, "and the refused attempt did no harm"
+
+
+@pytest.mark.parametrize("what", ["another processor", "another torch", "more processes"])
+def test_another_machine_is_refused_by_name(
+    what: str, interrupted: tuple[Problem, NegGradPlus, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, method, folder = interrupted
+    if what == "another processor":
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "9")
+    elif what == "another torch":
+        monkeypatch.setattr(torch, "__version__", torch.__version__ + "9")
+    else:
+        monkeypatch.setattr(Accelerator, "num_processes", 9)
+    with pytest.raises(CheckpointError, match=r"(instructions|torch|processes) was [\w.+]+ and is [\w.+]*9\)"):
+        resume(problem, method, folder)
+
+
+def test_what_changes_no_bit_may_change(interrupted: tuple[Problem, NegGradPlus, Path]) -> None:
+    problem, method, folder = interrupted
+    execution = Execution(device="cpu", progress=True, checkpoint_seconds=100, threads=1, workers=1)
+    result = resume(problem, method, folder, execution=execution)
+    assert digest_model(result.model) == digest_model(unlearn(problem, method, execution=OFTEN).model)
 
 
 def test_another_method_starts_phases_of_its_own_name(interrupted: tuple[Problem, NegGradPlus, Path]) -> None:

@@ -6,10 +6,11 @@ from typing import ClassVar, cast
 from torch import nn
 
 from expunge.data import MapDataset
+from expunge.errors import SettingError
 from expunge.methods._retained import balanced_subset
 from expunge.methods.base import Maturity, Method, Need, Tier
 from expunge.problem import Problem
-from expunge.tasks import Classification
+from expunge.settings import require_at_least, require_one_of, require_positive, require_whole
 from expunge.training import Algorithm, Optimizer, Run, Schedule, Term
 
 
@@ -28,6 +29,12 @@ class Stage:
     epochs: float = 1.0
     steps: int | None = None
     schedule: Schedule = Schedule.CONSTANT
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_positive(self, "learning_rate", "epochs")
+        require_whole(self, "steps")
+        require_one_of(self, "schedule", Schedule)
 
 
 @dataclass(frozen=True)
@@ -55,12 +62,19 @@ class FineTune(Method):
     batch_size: int = 256
     retain_per_class: int | None = None
 
+    def __post_init__(self) -> None:
+        """Check that there is a stage, and the ranges."""
+        if not self.stages:
+            raise SettingError("stages is empty; give at least one, as in `stages=(Stage(0.01),)`")
+        require_one_of(self, "algorithm", Algorithm)
+        require_at_least(self, 0, "weight_decay")
+        require_whole(self, "batch_size", "retain_per_class")
+
     def apply(self, problem: Problem, run: Run) -> nn.Module:
         """Run the stages on a copy of the model."""
         retain = cast(MapDataset, problem.retain)
         if self.retain_per_class is not None:
-            task = cast(Classification, problem.task)
-            retain = balanced_subset(task, retain, self.retain_per_class, run.generator("retain subset"))
+            retain = balanced_subset(problem.task, retain, self.retain_per_class, run.generator("retain subset"))
         model = run.copy(problem.model)
         for number, stage in enumerate(self.stages, start=1):
             run.train(

@@ -8,6 +8,7 @@ from torch import nn
 from expunge.data import MapDataset
 from expunge.methods.base import Maturity, Method, Need, Tier
 from expunge.problem import Problem
+from expunge.settings import require_positive, require_whole
 from expunge.training import Algorithm, Optimizer, Run, Term
 
 
@@ -33,6 +34,11 @@ class GradientAscent(Method):
     epochs: float = 5
     batch_size: int = 256
     clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_positive(self, "learning_rate", "epochs", "clip_norm")
+        require_whole(self, "batch_size")
 
     def apply(self, problem: Problem, run: Run) -> nn.Module:
         """Maximise the forget loss on a copy of the model."""

@@ -6,9 +6,9 @@ from typing import ClassVar, cast
 from torch import nn
 
 from expunge.data import MapDataset
-from expunge.errors import SettingError
 from expunge.methods.base import Maturity, Method, Need, Tier
 from expunge.problem import Problem
+from expunge.settings import require_at_least, require_between, require_positive, require_whole
 from expunge.training import Algorithm, Optimizer, Run, Term
 
 
@@ -38,9 +38,11 @@ class NegGradPlus(Method):
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the weight."""
-        if not 0 < self.retain_weight < 1:
-            raise SettingError(f"retain_weight must lie between 0 and 1, not {self.retain_weight}")
+        """Check the ranges."""
+        require_between(self, 0, 1, "retain_weight")
+        require_positive(self, "learning_rate", "epochs", "clip_norm")
+        require_at_least(self, 0, "weight_decay")
+        require_whole(self, "batch_size")
 
     def apply(self, problem: Problem, run: Run) -> nn.Module:
         """Train a copy of the model on both terms."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from expunge.data import MapDataset
 from expunge.methods.base import Maturity, Method, Need, Tier
 from expunge.problem import Problem
+from expunge.settings import require_positive, require_whole
 from expunge.tasks import Classification
 from expunge.training import Algorithm, Optimizer, Run, Term
 
@@ -32,6 +33,11 @@ class RandomLabel(Method):
     learning_rate: float = 1e-4
     epochs: float = 3
     batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_positive(self, "learning_rate", "epochs")
+        require_whole(self, "batch_size")
 
     def apply(self, problem: Problem, run: Run) -> nn.Module:
         """Relabel, mix and train a copy of the model."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from expunge.data import Example
+from expunge.data import Example, MapDataset
 
 Batch = Any
 """Whatever a task puts together; a tree of dicts, lists and tensors whose leading axis is the batch."""
@@ -25,6 +25,10 @@ class Task(ABC):
     @abstractmethod
     def stack(self, columns: Example) -> Batch:
         """Make a batch of one example whose every field already has a leading batch axis."""
+
+    @abstractmethod
+    def labels_of(self, dataset: MapDataset) -> Tensor | None:
+        """Class of every example, (examples,), or None where examples have none; raise a `LabelError` for a bad one."""
 
     @abstractmethod
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -15,6 +15,7 @@ from transformers.utils.generic import ModelOutput
 
 from expunge.data import INPUT_NAMES, LABEL_NAMES, Example, FieldKey, MapDataset, column, field_key
 from expunge.errors import DataError, LabelError, ModelError, NonFiniteDataError, SettingError, ShapeError
+from expunge.settings import require_whole
 from expunge.tasks.base import Task
 
 ClassBatch = dict[str, Tensor]
@@ -46,8 +47,7 @@ class Classification(Task):
 
     def __post_init__(self) -> None:
         """Check the number of classes and of names."""
-        if self.classes < 2:
-            raise SettingError(f"a classifier needs at least 2 classes, not {self.classes}")
+        require_whole(self, "classes", least=2)
         if self.names is not None and len(self.names) != self.classes:
             raise SettingError(f"{len(self.names)} names were given for {self.classes} classes")
 
@@ -183,7 +183,12 @@ class Classification(Task):
         return self.names[index] if self.names is not None else str(index)
 
     def labels_of(self, dataset: MapDataset) -> Tensor:
-        """Label of every example of a dataset: (examples,). Inputs are not read where the data are columnar."""
+        """Label of every example of a dataset: (examples,). Inputs are not read where the data are columnar.
+
+        Raises:
+            DataError: The labels are not whole numbers.
+            LabelError: One is outside the classes.
+        """
         if len(dataset) == 0:
             return torch.empty(0, dtype=torch.long)
         key = self.labels if self.labels is not None else field_key(dataset[0], LABEL_NAMES, 1, "label")
@@ -194,7 +199,9 @@ class Classification(Task):
             raise DataError(f"the labels in field {key!r} are not numbers; map the classes to 0, 1, ...") from error
         if not np.array_equal(whole, values):
             raise DataError(f"the labels in field {key!r} are not whole numbers; map the classes to 0, 1, ...")
-        return torch.from_numpy(whole).reshape(-1)
+        labels = torch.from_numpy(whole).reshape(-1)
+        self._check_range(labels)
+        return labels
 
     def fields(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """Inputs and labels in the positions where this task looks for them in a tuple."""
@@ -226,13 +233,16 @@ class Classification(Task):
                 f"labels of type {labels.dtype} and shape {tuple(labels.shape)} do not give {len(inputs)} inputs one "
                 "whole number each; map the classes to 0, 1, ..."
             )
+        self._check_range(labels)
+        return {"inputs": inputs, "labels": labels.long()}
+
+    def _check_range(self, labels: Tensor) -> None:
         outside = (labels < 0) | (labels >= self.classes)
         if bool(outside.any()):
             raise LabelError(
                 f"a label is {int(labels[outside][0])}, outside the {self.classes} classes of the task "
                 f"(0 to {self.classes - 1}); correct the label or `classes`"
             )
-        return {"inputs": inputs, "labels": labels.long()}
 
     def _set_head(self, model: nn.Module, weight: Tensor, bias: Tensor) -> None:
         head = self.head_of(model)

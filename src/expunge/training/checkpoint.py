@@ -1,6 +1,7 @@
 """Where a phase stands: model, optimiser and counters in one safetensors file that is whole or absent."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class PhaseRecord(BaseModel):
 
 class _Progress(BaseModel):
     fingerprint: str
+    conditions: dict[str, Any] = Field(default_factory=dict[str, Any])
     plan: str
     record: PhaseRecord
     complete: bool
@@ -50,10 +52,12 @@ class CheckpointFolder:
     Args:
         path: The folder.
         fingerprint: Digest of what the run is; a checkpoint of another run is refused.
+        conditions: What else the bits depend on, by name; a checkpoint made under others is refused by name.
     """
 
     path: Path
     fingerprint: str
+    conditions: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def open(self, *, resume: bool) -> None:
         """Prepare the folder; refuse one that already holds checkpoints unless the run is to be resumed."""
@@ -90,6 +94,12 @@ class CheckpointFolder:
                 f"the checkpoint {file} belongs to a run with another model, method, seed or data; {remedy}, "
                 "or pass what the interrupted run was given"
             )
+        changes = _changes(saved.conditions, self.conditions)
+        if changes:
+            raise CheckpointError(
+                f"the checkpoint {file} was made under other conditions, under which the bits come out differently "
+                f"({changes}); resume with the same `execution` on the same kind of machine, or {remedy}"
+            )
         if saved.plan != plan:
             raise CheckpointError(
                 f"the checkpoint {file} was made with another recipe or other settings ({saved.plan}) than now "
@@ -124,6 +134,7 @@ class CheckpointFolder:
             tensors |= {f"optimizer.{name}": tensor for name, tensor in state.items()}
         progress = _Progress(
             fingerprint=self.fingerprint,
+            conditions=dict(self.conditions),
             plan=plan,
             record=record,
             complete=complete,
@@ -134,6 +145,13 @@ class CheckpointFolder:
 
     def _file(self, index: int, name: str) -> Path:
         return self.path / f"{index:02d}-{name}.safetensors"
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    names = [*before, *(name for name in now if name not in before)]
+    return ", ".join(
+        f"{name} was {before.get(name)} and is {now.get(name)}" for name in names if before.get(name) != now.get(name)
+    )
 
 
 def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from expunge.data import MapDataset
 from expunge.errors import SettingError
+from expunge.settings import require_at_least, require_below, require_one_of, require_positive, require_whole
 from expunge.tasks import Batch
 
 Objective = Callable[[nn.Module, Batch], Tensor]
@@ -37,8 +38,7 @@ class Term:
 
     def __post_init__(self) -> None:
         """Check the batch size and that there are data."""
-        if self.batch_size < 1:
-            raise SettingError(f"batch_size must be at least 1, not {self.batch_size}")
+        require_whole(self, "batch_size")
         if self.length == 0:
             raise SettingError("there are no examples to train on")
 
@@ -110,9 +110,14 @@ class Optimizer:
     clip_value: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the learning rate."""
-        if not self.learning_rate > 0:
-            raise SettingError(f"learning_rate must be above 0, not {self.learning_rate}")
+        """Check the ranges, and that torch can build what is asked for."""
+        require_positive(self, "learning_rate", "clip_norm", "clip_value")
+        require_at_least(self, 0, "momentum", "weight_decay")
+        require_below(self, 1, "momentum")
+        require_one_of(self, "algorithm", Algorithm)
+        require_one_of(self, "schedule", Schedule)
+        if self.nesterov and not self.momentum:
+            raise SettingError("nesterov needs a momentum above 0, such as momentum=0.9")
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The torch optimiser."""

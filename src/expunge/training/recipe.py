@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from expunge.data import MapDataset
+from expunge.settings import require_positive, require_whole
 from expunge.tasks import Batch, Task
 from expunge.training.objective import Algorithm, Optimizer, Schedule, Term
 from expunge.training.run import Execution, Run
@@ -36,9 +37,14 @@ class Supervised:
     augment: Callable[[Batch], Batch] | None = None
     execution: Execution = field(default_factory=Execution)
 
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_positive(self, "epochs")
+        require_whole(self, "batch_size")
+
     def __call__(self, dataset: MapDataset, seed: int) -> nn.Module:
         """Train a model on `dataset` with everything random drawn from `seed`."""
-        with reproducible():
+        with reproducible(self.execution.threads):
             return self.fit(dataset, Run(self.task, seed, self.execution))
 
     def fit(self, dataset: MapDataset, run: Run) -> nn.Module:

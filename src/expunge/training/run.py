@@ -2,6 +2,7 @@
 
 import copy
 import math
+import operator
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from expunge.errors import DivergedError, SettingError
+from expunge.settings import require_at_least, require_one_of, require_whole
 from expunge.tasks import Batch, Task
 from expunge.training.batches import Plan, Request, stream
 from expunge.training.checkpoint import CheckpointFolder, PhaseRecord
@@ -41,6 +43,9 @@ class Execution:
         micro_batch_size: Most examples in one forward pass; larger batches are accumulated. In training mode
             BatchNorm then sees the smaller batches.
         workers: Background processes that fetch examples; of use where reading an example is slow.
+        threads: CPU threads of torch while a run lasts; the process's own number is restored afterwards. By default
+            that number stays. One thread is often fastest for tiny models, and where a machine is busy: threads that
+            wait for one another spin. Another number gives other bits, for sums are then added up in another order.
         checkpoint_seconds: Time between checkpoints within a phase.
         progress: Show progress bars on a terminal.
     """
@@ -50,8 +55,17 @@ class Execution:
     channels_last: bool = False
     micro_batch_size: int | None = None
     workers: int = 0
+    threads: int | None = None
     checkpoint_seconds: float = 30.0
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_one_of(self, "device", (None, "cpu"))
+        require_one_of(self, "precision", ("no", "fp16", "bf16"))
+        require_whole(self, "micro_batch_size", "threads")
+        require_whole(self, "workers", least=0)
+        require_at_least(self, 0, "checkpoint_seconds")
 
     def accelerator(self) -> Accelerator:
         """An accelerator of these settings; under `accelerate launch` it spans the processes.
@@ -81,6 +95,9 @@ class Run:
         seed: Seed of everything random.
         execution: Device, precision, memory, progress.
         checkpoints: Where phases are saved, if anywhere.
+
+    Raises:
+        SettingError: The seed is not a whole number.
     """
 
     def __init__(
@@ -91,7 +108,7 @@ class Run:
         checkpoints: CheckpointFolder | None = None,
     ) -> None:
         self.task = task
-        self.seed = seed
+        self.seed = _whole(seed)
         self.execution = execution or Execution()
         self.checkpoints = checkpoints
         self.accelerator = self.execution.accelerator()
@@ -102,8 +119,28 @@ class Run:
         """Where models and batches live."""
         return self.accelerator.device
 
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What the bits of a result depend on besides the problem, the method and the seed."""
+        on_cuda = self.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(self.device) if on_cuda else str(self.device),
+            "precision": self.execution.precision,
+            "channels_last": self.execution.channels_last,
+            "micro_batch_size": self.execution.micro_batch_size,
+            "processes": self.accelerator.num_processes,
+            "threads": None if on_cuda else torch.get_num_threads(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "torch": torch.__version__,
+        }
+
     def copy(self, model: nn.Module) -> nn.Module:
-        """A trainable copy on the device, to be changed and returned by a method."""
+        """A trainable copy on the device, to be changed and returned by a method.
+
+        Every parameter of the copy takes a gradient, those too that the caller froze with `requires_grad_(False)`:
+        unless they were frozen while the model was first trained, they hold what the forget set taught them. A
+        method that is to leave some alone freezes them in the copy.
+        """
         duplicate = copy.deepcopy(model).requires_grad_(True).to(self.device)
         return _channels_last(duplicate) if self.execution.channels_last else duplicate
 
@@ -148,9 +185,10 @@ class Run:
         Raises:
             DivergedError: The objective became NaN or infinite.
         """
-        total = steps if steps is not None else math.ceil((epochs or 0) * terms[0].steps_per_epoch)
-        if total < 1:
-            raise SettingError(f"phase {phase!r} has {total} steps; give `steps` or `epochs` so that there is one")
+        length = steps if steps is not None else (epochs or 0) * terms[0].steps_per_epoch
+        if not 0 < length < math.inf:
+            raise SettingError(f"phase {phase!r} has {length} steps; give `steps` or `epochs` so that there is one")
+        total = math.ceil(length)
         smallest = min(term.length // term.steps_per_epoch for term in terms)
         if smallest < self.accelerator.num_processes:
             raise SettingError(
@@ -244,10 +282,7 @@ class _Loop:
             synchronise = number == len(requests) - 1
             with nullcontext() if synchronise else self.accelerator.no_sync(model):
                 total += self._backward(model, request, batch)
-        if self.settings.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(model.parameters(), self.settings.clip_norm)
-        if self.settings.clip_value is not None:
-            self.accelerator.clip_grad_value_(model.parameters(), self.settings.clip_value)
+        self._clip(model)
         stepper.step()
         stepper.zero_grad()
         self.record.steps += 1
@@ -255,6 +290,15 @@ class _Loop:
             request.step_examples for request in {request.term: request for request, _ in requests}.values()
         )
         self.pending.append(total)
+
+    def _clip(self, model: nn.Module) -> None:
+        norm, value = self.settings.clip_norm, self.settings.clip_value
+        if norm is not None:
+            self.accelerator.clip_grad_norm_(model.parameters(), norm)
+        if value is not None and norm is None:
+            self.accelerator.clip_grad_value_(model.parameters(), value)
+        elif value is not None:  # the norm had the loss scale of fp16 taken out, which may be done once a step
+            nn.utils.clip_grad_value_(model.parameters(), value)
 
     def _backward(self, model: nn.Module, request: Request, batch: Batch) -> Tensor:
         term = self.terms[request.term]
@@ -320,6 +364,13 @@ class _MemoryWatch:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return int(self.process.memory_info().rss)
+
+
+def _whole(seed: int) -> int:
+    try:
+        return operator.index(seed)
+    except TypeError as error:
+        raise SettingError(f"seed must be a whole number, not {seed!r}") from error
 
 
 def _channels_last(model: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@ as a phase and a step. Nothing depends on how much was drawn before, so a run th
 """
 
 import hashlib
+import os
 import random
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -33,22 +34,34 @@ def seed_globals(seed: int, *labels: str | int) -> None:
 
 
 @contextmanager
-def reproducible() -> Generator[None]:
+def reproducible(threads: int | None = None) -> Generator[None]:
     """Use deterministic kernels inside, and leave the caller's generators and settings as they were.
 
     Kernels without a deterministic form still run; bits are then equal from run to run only as far as those allow.
+    Where there is a CUDA device, CUBLAS_WORKSPACE_CONFIG is set unless it is set already, and stays so: cuBLAS reads
+    it once.
+
+    Args:
+        threads: CPU threads inside; None leaves their number as it is.
     """
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     state = random.getstate(), np.random.get_state()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
+    threads_before = torch.get_num_threads()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
+        if threads is not None:
+            torch.set_num_threads(threads)
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
             torch.backends.cudnn.benchmark = benchmark
+            if threads is not None:
+                torch.set_num_threads(threads_before)
             random.setstate(state[0])
             np.random.set_state(state[1])
