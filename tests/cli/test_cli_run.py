@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -296,6 +297,17 @@ def test_audit_and_report_work_on_a_saved_run(finished: JobFolder) -> None:
     written = finished.expunge("report", finished.output, "--json")
     assert json.loads(written.stdout) == {"report": str(finished.output / "report.html")}
     assert (finished.output / "report.html").read_bytes() == page
+
+
+def test_on_a_phone_each_figure_of_the_report_names_its_column(finished: JobFolder) -> None:
+    assert finished.expunge("audit", finished.output, "--oracles", "2").exit_code == 0
+    page = (finished.output / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"@media screen and \(max-width: 37.5rem\) \{.*content: attr\(data-column\)", page, re.DOTALL)
+    table = page[page.index(">Unlearned lies</th>") :].split("</table>")[0]
+    rows = [re.findall(r'<td data-column="([^"]+)">', row) for row in table.split("<tr>")[1:]]
+    assert len(rows) == len(Evidence.load(finished.output).measures)
+    expected = ["On", "Unlearned", "Original", "Mean oracle", "Oracle band", "Unlearned lies"]
+    assert all(row == expected for row in rows)
 
 
 def test_report_does_without_evidence(finished: JobFolder) -> None:
