@@ -506,7 +506,7 @@ def test_on_a_gpu(precision: Any, mlp_problem: Problem) -> None:
 @pytest.mark.parametrize("clip", [{"clip_norm": 1e-3}, {"clip_value": 1e-4}, {"clip_norm": 1e-3, "clip_value": 1e-4}])
 def test_clipping_under_fp16(clip: dict[str, float]) -> None:
     optimizer = Optimizer(1.0, Algorithm.SGD, **clip)
-    model, run = trained(optimizer, steps=3, execution=Execution(precision="fp16", progress=False))
+    model, run = trained(optimizer, steps=8, execution=Execution(precision="fp16", progress=False))
     moved = (tiny.flat(model).cpu() - tiny.flat(network())).abs()
-    assert 0 < moved.max() <= 3 * min(clip.values()) * 1.001, "gradients were clipped after the loss scale was out"
-    assert run.phases[0].steps == 3
+    assert 0 < moved.max() <= 8 * min(clip.values()) * 1.001, "gradients were clipped after the loss scale was out"
+    assert run.phases[0].steps == 8
