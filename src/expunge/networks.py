@@ -1,4 +1,4 @@
-"""The small networks that demonstrations, benchmarks and tests train; nothing in the library depends on them."""
+"""The small networks that demonstrations, benchmarks and tests train; the command line builds them by name."""
 
 from collections.abc import Sequence
 from itertools import pairwise

@@ -47,8 +47,8 @@ def test_every_figure_has_an_interval_around_it_and_a_value_for_each_oracle(evid
     for measure in (*evidence.measures, *evidence.groups):
         assert measure.unlearned.interval.low <= measure.unlearned.value + 1e-12
         assert measure.unlearned.value <= measure.unlearned.interval.high + 1e-12
-        assert len(measure.oracles) == 5
-        assert measure.band.low <= sum(measure.oracles) / 5 + 1e-12
+        assert len(measure.oracles) == 10
+        assert measure.band.low <= sum(measure.oracles) / 10 + 1e-12
 
 
 def test_the_measures_are_those_that_are_promised(evidence: Evidence):
@@ -62,6 +62,7 @@ def test_the_measures_are_those_that_are_promised(evidence: Evidence):
         ("Tug-of-War", "all sets"),
         ("relearning, mean", "forget"),
         ("relearning, head refitted, mean", "forget"),
+        ("one-shot probe", "forget"),
     ]
     assert [measure.on for measure in evidence.groups] == [str(digit) for digit in range(10)]
     assert [len(curve.unlearned) for curve in evidence.curves] == [4, 4]
@@ -113,5 +114,7 @@ def test_a_recipe_that_throws_is_named_with_its_error(problem: Problem):
 
     parts = Problem(problem.model, problem.task, problem.forget, problem.retain, classes=problem.classes, recipe=broken)
 
-    with pytest.raises(ReferenceModelError, match="oracle 1: ValueError: no such optimiser"):
+    with pytest.raises(ReferenceModelError, match="oracle 1 with ValueError") as caught:
         References.prepare(parts, 2, execution=QUIET)
+
+    assert "no such optimiser" not in str(caught.value), "a message may quote data"

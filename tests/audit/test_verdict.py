@@ -7,7 +7,9 @@ from expunge.audit.evidence import Aspect, Estimate, Interval, Measure, Side
 from expunge.audit.verdict import judge
 
 
-def measure(aspect: Aspect, side: Side, *, value: float = 0.5, oracles: float = 0.5) -> Measure:
+def measure(
+    aspect: Aspect, side: Side, *, value: float = 0.5, oracles: float = 0.5, needed: int | None = None
+) -> Measure:
     estimate = Estimate(value=value, interval=Interval(low=value, high=value))
     return Measure(
         name="figure",
@@ -18,7 +20,12 @@ def measure(aspect: Aspect, side: Side, *, value: float = 0.5, oracles: float = 
         oracles=[oracles] * 3,
         band=Interval(low=0.4, high=0.6),
         margin=0.02,
+        limit=0.1,
+        p_value=0.01,
+        corrected_p_value=0.02,
+        at_most=0.05,
         side=side,
+        oracles_needed=needed,
     )
 
 
@@ -27,8 +34,7 @@ def measure(aspect: Aspect, side: Side, *, value: float = 0.5, oracles: float = 
     [
         (Aspect.FORGETTING, Side.ABOVE, Verdict.RESIDUAL),
         (Aspect.FORGETTING, Side.BELOW, Verdict.OVER_FORGOTTEN),
-        (Aspect.CLOSENESS, Side.BELOW, Verdict.RESIDUAL),
-        (Aspect.CLOSENESS, Side.ABOVE, Verdict.OVER_FORGOTTEN),
+        (Aspect.CLOSENESS, Side.BELOW, Verdict.INDISTINGUISHABLE),
         (Aspect.UTILITY, Side.BELOW, Verdict.UTILITY_LOST),
         (Aspect.UTILITY, Side.ABOVE, Verdict.INDISTINGUISHABLE),
         (Aspect.DISTANCE, Side.BELOW, Verdict.INDISTINGUISHABLE),
@@ -38,7 +44,7 @@ def measure(aspect: Aspect, side: Side, *, value: float = 0.5, oracles: float = 
     ],
 )
 def test_what_a_deviation_means(aspect: Aspect, side: Side, verdict: Verdict):
-    found, sentence, findings = judge([measure(aspect, side)], oracles=3)
+    found, sentence, findings = judge([measure(aspect, side)], [], oracles=3)
 
     assert found is verdict
     assert sentence
@@ -49,7 +55,7 @@ def test_what_a_deviation_means(aspect: Aspect, side: Side, verdict: Verdict):
 def test_a_distance_from_the_oracles_is_told_apart_by_the_distance_from_the_original(distance: float, verdict: Verdict):
     closeness = measure(Aspect.CLOSENESS, Side.INSIDE, value=distance)
 
-    assert judge([measure(Aspect.DISTANCE, Side.ABOVE), closeness], oracles=3)[0] is verdict
+    assert judge([measure(Aspect.DISTANCE, Side.ABOVE), closeness], [], oracles=3)[0] is verdict
 
 
 def test_the_gravest_finding_decides_and_all_are_listed():
@@ -57,23 +63,54 @@ def test_the_gravest_finding_decides_and_all_are_listed():
         [
             measure(Aspect.FORGETTING, Side.BELOW),
             measure(Aspect.UTILITY, Side.BELOW),
-            measure(Aspect.CLOSENESS, Side.BELOW),
+            measure(Aspect.FORGETTING, Side.ABOVE),
         ],
+        [],
         oracles=3,
     )
 
     assert verdict is Verdict.UTILITY_LOST
-    assert len(findings) == 3
+    assert [finding.verdict for finding in findings] == [
+        Verdict.OVER_FORGOTTEN,
+        Verdict.UTILITY_LOST,
+        Verdict.RESIDUAL,
+    ]
+
+
+def test_a_deviation_of_one_group_decides_where_the_whole_set_shows_nothing():
+    group = measure(Aspect.UTILITY, Side.BELOW)
+
+    verdict, _, findings = judge([measure(Aspect.UTILITY, Side.INSIDE)], [group], oracles=5)
+
+    assert verdict is Verdict.UTILITY_LOST
+    assert [finding.verdict for finding in findings] == [Verdict.UTILITY_LOST]
+
+
+def test_an_undecided_group_leaves_the_verdict_to_the_whole_sets():
+    group = measure(Aspect.UTILITY, Side.UNDECIDED)
+
+    assert judge([measure(Aspect.UTILITY, Side.INSIDE)], [group], oracles=5)[0] is Verdict.INDISTINGUISHABLE
+
+
+@pytest.mark.parametrize(("needed", "words"), [((8, 12), "use 12 oracles"), ((8, None), "to be equivalent.")])
+def test_an_inconclusive_verdict_says_how_many_oracles_would_do(needed: tuple[int | None, ...], words: str):
+    measures = [measure(Aspect.UTILITY, Side.UNDECIDED, needed=count) for count in needed]
+
+    verdict, sentence, findings = judge(measures, [], oracles=5)
+
+    assert verdict is Verdict.INCONCLUSIVE
+    assert sentence.endswith((words, f"{words}."))
+    assert all(finding.verdict is Verdict.INCONCLUSIVE for finding in findings)
 
 
 def test_a_finding_outweighs_what_is_undecided():
     measures = [measure(Aspect.FORGETTING, Side.UNDECIDED), measure(Aspect.FORGETTING, Side.ABOVE)]
 
-    assert judge(measures, oracles=3)[0] is Verdict.RESIDUAL
+    assert judge(measures, [], oracles=3)[0] is Verdict.RESIDUAL
 
 
 def test_two_oracles_are_too_few_for_a_verdict():
-    verdict, sentence, _ = judge([measure(Aspect.FORGETTING, Side.ABOVE)], oracles=2)
+    verdict, sentence, _ = judge([measure(Aspect.FORGETTING, Side.ABOVE)], [], oracles=2)
 
     assert verdict is Verdict.INCONCLUSIVE
     assert "at least 3" in sentence

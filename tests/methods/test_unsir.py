@@ -211,7 +211,9 @@ def test_penalty_per_element_is_the_same_at_every_resolution(cnn_problem: Proble
         penalty = term.objective(_Constant(noise), batch) + torch.log(torch.tensor(float(tiny.CLASSES)))
         values += penalty.tolist()
     assert values == pytest.approx([SMALL.noise_penalty * 0.25] * 4, rel=1e-6)
-    assert UNSIR.preset("paper").noise_penalty == pytest.approx(0.1 * 3 * 32 * 32), "the notebook's sum at its own resolution"
+    assert UNSIR.preset("paper").noise_penalty == pytest.approx(0.1 * 3 * 32 * 32), (
+        "the notebook's sum at its own resolution"
+    )
 
 
 class _Indifferent(nn.Module):
@@ -297,15 +299,14 @@ def test_two_seeds_draw_different_noise(cnn_problem: Problem) -> None:
 
 @pytest.mark.parametrize("label", [-1, tiny.CLASSES, 99])
 def test_a_class_that_is_not_in_the_model(label: int, cnn_problem: Problem) -> None:
-    problem = dataclasses.replace(cnn_problem, forget=None, classes=(label,))
+    run = Run(cnn_problem.task, seed=0, execution=tiny.QUIET)
     with pytest.raises(LabelError, match=rf"class {label} is not in the model, which has the classes 0 to 3"):
-        unlearn(problem, SMALL, execution=tiny.QUIET)
+        SMALL.apply(dataclasses.replace(cnn_problem, forget=None, classes=(label,)), run)
 
 
 def test_retained_examples_of_a_forgotten_class(cnn_problem: Problem) -> None:
-    problem = dataclasses.replace(cnn_problem, forget=None, retain=tiny.SHAPES["small_cnn"].data())
     with pytest.raises(ForgetSetError, match=r"24 retained examples belong to a class to be forgotten.*split with `cl"):
-        unlearn(problem, SMALL, execution=tiny.QUIET)
+        dataclasses.replace(cnn_problem, forget=None, retain=tiny.SHAPES["small_cnn"].data())
 
 
 def test_single_examples_cannot_be_forgotten(cnn_problem: Problem) -> None:

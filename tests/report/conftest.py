@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from expunge.audit.decision import Spread, harmful_gap, settle
 from expunge.audit.evidence import (
     Answers,
     Aspect,
@@ -12,13 +13,13 @@ from expunge.audit.evidence import (
     Curve,
     Estimate,
     Evidence,
+    Finding,
     Interval,
     LayerDistance,
     Measure,
     Side,
     Verdict,
 )
-from expunge.audit.statistics import prediction_band, side_of
 from expunge.methods import Tier
 from expunge.training import PhaseRecord
 from expunge.unlearning import DataRecord, Record
@@ -40,18 +41,24 @@ def measure(
     oracles: list[float],
     limits: tuple[float, float] = (0.0, 1.0),
 ) -> Measure:
-    band = prediction_band(oracles, limits)
-    return Measure(
+    spread = Spread(oracles)
+    p_value = spread.p_value(unlearned, 0.02)
+    draft = Measure(
         name=name,
         on=on,
         aspect=aspect,
         unlearned=estimate(unlearned),
         original=estimate(original),
         oracles=oracles,
-        band=band,
+        band=spread.band(limits),
         margin=0.02,
-        side=side_of(unlearned, band, 0.02, 0.2),
+        limit=0.1,
+        p_value=p_value,
+        corrected_p_value=p_value,
+        at_most=spread.at_most(harmful_gap(aspect, unlearned, spread.mean)),
+        side=Side.UNDECIDED,
     )
+    return settle([draft], 0.05)[0]
 
 
 def curve(name: str, unlearned: list[float], oracles: list[list[float]], reached: dict[str, int | None]) -> Curve:
@@ -61,7 +68,7 @@ def curve(name: str, unlearned: list[float], oracles: list[list[float]], reached
         unlearned=[estimate(value, 0.04) for value in unlearned],
         original=[estimate(value) for value in (0.98, 0.98, 0.99, 0.99, 0.99)],
         oracles=oracles,
-        band=[prediction_band(values, (0.0, 1.0)) for values in zip(*oracles, strict=True)],
+        band=[Spread(values).band((0.0, 1.0)) for values in zip(*oracles, strict=True)],
         threshold=0.938,
         relearn_steps=reached,
     )
@@ -143,10 +150,16 @@ def evidence(record: Record) -> Evidence:
         verdict=Verdict.RESIDUAL,
         sentence="The forget set still has an influence that retraining would have removed.",
         findings=[
-            "Relearning, mean (forget) is 0.694, above the oracles' range of 0.155 to 0.352 (margin 0.020): residual "
-            "influence.",
-            "Divergence from the original (forget) is 0.548, below the oracles' range of 0.604 to 0.657 (margin "
-            "0.020): residual influence.",
+            Finding(
+                verdict=Verdict.RESIDUAL,
+                text="Relearning, mean (forget) is 0.694, above what retraining gives: 0.155 to 0.352, margin 0.020 "
+                "(corrected p = 0.002): residual influence.",
+            ),
+            Finding(
+                verdict=Verdict.RESIDUAL,
+                text="Divergence from the original (forget) is 0.548, below what retraining gives: 0.604 to 0.657, "
+                "margin 0.020 (corrected p = 0.01): residual influence.",
+            ),
         ],
         measures=measures,
         groups=groups,

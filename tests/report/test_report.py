@@ -122,7 +122,7 @@ def test_verdict_and_findings_appear(record: Record, evidence: Evidence, verdict
     html = render(record, changed(evidence, verdict=verdict))
     text = words(Page(html).text)
     assert f"Verdict: {verdict.value} {evidence.sentence}" in text
-    assert all(words(finding) in text for finding in evidence.findings)
+    assert all(words(finding.text) in text for finding in evidence.findings)
     assert f'class="verdict {verdict.name.lower()}"' in html
 
 
@@ -132,7 +132,7 @@ def test_markup_in_any_text_is_escaped(record: Record, evidence: Evidence) -> No
     hostile = changed(
         evidence,
         sentence=attack,
-        findings=[attack],
+        findings=[{"verdict": Verdict.RESIDUAL, "text": attack}],
         groups=[changed(evidence.groups[0], on=attack), changed(evidence.groups[3], on='" id="stolen')],
         answers=changed(evidence.answers, kinds=[attack, *evidence.answers.kinds[1:]]),
         layers=[changed(evidence.layers[0], layer=attack)],
@@ -167,26 +167,36 @@ def test_numbers_in_the_table_are_those_of_the_evidence(html: str, evidence: Evi
         assert original.startswith(f"{measure.original.value:.3f} ")
         assert oracle == f"{sum(measure.oracles) / len(measure.oracles):.3f}"
         assert band == f"{measure.band.low:.3f} to {measure.band.high:.3f}"
-        assert (measure.side is Side.ABOVE) == lies.startswith("above the band by ")
-        assert (measure.side is Side.BELOW) == lies.startswith("below the band by ")
+        if not measure.aspect.judged:
+            assert lies == "not judged"
+            continue
+        assert (measure.side is Side.ABOVE) == lies.startswith("above retraining")
+        assert (measure.side is Side.BELOW) == lies.startswith("below retraining")
 
 
 @pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize(
-    ("value", "side", "lies"),
+    ("value", "side", "needed", "lies"),
     [
-        (0.97, Side.INSIDE, "inside the band"),
-        (0.93, Side.INSIDE, "outside the band, within the margin of 0.020"),
-        (0.9, Side.BELOW, "below the band by 0.050"),
-        (1.0, Side.ABOVE, "above the band by 0.010"),
-        (0.97, Side.UNDECIDED, "undecided: the oracles differ too much"),
+        (0.97, Side.INSIDE, None, "as retraining, at most 0.040 off"),
+        (0.9, Side.BELOW, None, "below retraining, 0.050 beyond the band"),
+        (1.0, Side.ABOVE, None, "above retraining, 0.010 beyond the band"),
+        (0.97, Side.UNDECIDED, 12, "undecided; 12 oracles would decide"),
+        (0.97, Side.UNDECIDED, None, "undecided, whatever the number of oracles"),
     ],
 )
 def test_where_a_measure_lies_is_told_in_words(
-    record: Record, evidence: Evidence, value: float, side: Side, lies: str
+    record: Record, evidence: Evidence, value: float, side: Side, needed: int | None, lies: str
 ) -> None:
     point = {"value": value, "interval": {"low": value, "high": value}}
-    measure = changed(evidence.measures[0], unlearned=point, band={"low": 0.95, "high": 0.99}, side=side)
+    measure = changed(
+        evidence.measures[0],
+        unlearned=point,
+        band={"low": 0.95, "high": 0.99},
+        side=side,
+        at_most=0.04,
+        oracles_needed=needed,
+    )
     rows = Page(render(record, changed(evidence, measures=[measure]))).rows
     assert [row[6] for row in rows if row[:2] == ["accuracy", "forget"]] == [lies]
 
@@ -286,6 +296,20 @@ def test_evidence_against_a_guarantee_is_called_a_failure(
     text = words(Page(render(changed(record, guarantee=tier), evidence)).text)
     assert ("This run failed" in text) is failed
     assert tier.meaning in text
+
+
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize("verdict", [Verdict.UTILITY_LOST, Verdict.RESIDUAL])
+@pytest.mark.parametrize("residual", [True, False])
+def test_any_residual_finding_overrules_a_guarantee(
+    record: Record, evidence: Evidence, verdict: Verdict, residual: bool
+) -> None:
+    kind = Verdict.RESIDUAL if residual else Verdict.OVER_FORGOTTEN
+    found = changed(evidence, verdict=verdict, findings=[{"verdict": kind, "text": "Something."}])
+
+    text = words(Page(render(changed(record, guarantee=Tier.CERTIFIED), found)).text)
+
+    assert ("This run failed" in text) is residual
 
 
 def test_evidence_of_another_model_is_refused(record: Record, evidence: Evidence) -> None:

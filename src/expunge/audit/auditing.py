@@ -16,6 +16,7 @@ from expunge.audit.relearning import Relearning
 from expunge.audit.verdict import judge
 from expunge.errors import MissingNeedError, ReferenceModelError
 from expunge.problem import Problem
+from expunge.settings import require_whole
 from expunge.storage import digest_model
 from expunge.training import Execution, Run, bar, reproducible
 from expunge.unlearning import Record, Unlearned
@@ -34,6 +35,10 @@ class AuditSettings:
     relearning: Relearning = field(default_factory=Relearning)
     margins: Margins = field(default_factory=Margins)
     examples: int = 10_000
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_whole(self, "examples")
 
 
 _SETTINGS = TypeAdapter(AuditSettings)
@@ -66,11 +71,15 @@ class References:
         for name in (FORGET, "retain"):
             if sets[name] is None:
                 raise MissingNeedError(f"an audit measures on the {name} set: give the problem `{name}=` a dataset")
+        problem.check_labels()
         if isinstance(oracles, int):
             models = Oracles.train(problem, oracles, seed, progress=execution.progress)
         else:
             models = Oracles(list(oracles))
-        with reproducible(), bar("audit", 1 + len(models.models), enabled=execution.progress) as display:
+        with (
+            reproducible(execution.threads),
+            bar("audit", 1 + len(models.models), enabled=execution.progress) as display,
+        ):
             run = Run(problem.task, seed, execution)
             given = {name: data for name, data in sets.items() if data is not None}
             sitting = Sitting.prepare(run, given, settings.examples, settings.relearning)
@@ -90,18 +99,18 @@ class References:
             raise ReferenceModelError(
                 "this model was unlearned from another original than the references were prepared for"
             )
-        with reproducible():
+        with reproducible(self.sitting.run.execution.threads):
             portrait = self.sitting.portray(self.sitting.run.frozen(unlearned.model))
         seed, task = self.sitting.run.seed, self.problem.task
         comparison = Comparison(task, portrait, self.original, self.portraits, self.settings.margins, seed)
-        measures = comparison.measures()
-        verdict, sentence, findings = judge(measures, len(self.portraits))
+        measures, groups = comparison.measures(), comparison.groups()
+        verdict, sentence, findings = judge(measures, groups, len(self.portraits))
         return Evidence(
             verdict=verdict,
             sentence=sentence,
             findings=findings,
             measures=measures,
-            groups=comparison.groups(),
+            groups=groups,
             curves=comparison.curves(self.settings.relearning),
             answers=answers(
                 task, portrait.outputs, self.original.outputs, [oracle.outputs for oracle in self.portraits]

@@ -2,15 +2,19 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from expunge.audit.decision import Spread, harmful_gap, settle
 from expunge.audit.distances import mean_divergence, tug_of_war
-from expunge.audit.evidence import Aspect, Curve, Interval, Measure
+from expunge.audit.evidence import Aspect, Curve, Interval, Measure, Side
 from expunge.audit.portrait import FORGET, Observation, Portrait
+from expunge.audit.probe import ONE_SHOT
 from expunge.audit.relearning import PLAIN, REFITTED, Relearning
-from expunge.audit.statistics import Quantity, mean_of, prediction_band, side_of
+from expunge.audit.statistics import Quantity, mean_of
+from expunge.settings import require_at_least, require_between, require_positive
 from expunge.tasks import Task
 
 HOLDOUT, FORGOTTEN_KIND = "holdout", "holdout, forgotten kind"
@@ -23,14 +27,26 @@ class Margins:
     """How strictly to compare.
 
     Args:
-        share: How far outside the oracles' range a share (accuracy, Tug-of-War) still counts as inside.
+        share: A difference of shares (accuracy, Tug-of-War) that is never held against a model.
         divergence: The same for divergences, in nats.
-        widest_band: Where the oracles' range is wider than this, a value inside it is undecided.
+        equivalent_share: A difference of shares up to which a model counts as equivalent to retraining.
+        equivalent_after: The same for shares after a model was trained again or probed, which vary more.
+        equivalent_divergence: The same for divergences, in nats.
+        error_rate: Chance that a retrained model would show any deviation at all.
     """
 
     share: float = 0.02
     divergence: float = 0.005
-    widest_band: float = 0.2
+    equivalent_share: float = 0.1
+    equivalent_after: float = 0.2
+    equivalent_divergence: float = 0.03
+    error_rate: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_at_least(self, 0, "share", "divergence")
+        require_positive(self, "equivalent_share", "equivalent_after", "equivalent_divergence")
+        require_between(self, 0, 1, "error_rate")
 
 
 @dataclass(frozen=True)
@@ -45,16 +61,21 @@ class Comparison:
     seed: int
 
     def measures(self) -> list[Measure]:
-        """All figures on whole sets."""
-        return [
+        """All figures on whole sets; half of the error rate is theirs."""
+        figures = [
             *self._qualities(),
             *self._divergences(),
             self._tug_of_war(),
             *(self._relearned(name) for name in (PLAIN, REFITTED)),
+            *self._probed(),
         ]
+        return settle(figures, self.margins.error_rate / 2)
 
     def groups(self) -> list[Measure]:
-        """The headline quality by group: of the holdout where there is one, else of the training data."""
+        """The headline quality by group, of the holdout where there is one, else of the training data.
+
+        Half of the error rate is theirs.
+        """
         measures: list[Measure] = []
         for name in [HOLDOUT] if HOLDOUT in self.unlearned.sets else [FORGET, "retain"]:
             seen = self.unlearned.sets[name]
@@ -62,7 +83,7 @@ class Comparison:
                 aspect = Aspect.FORGETTING if group in self._gone or name == FORGET else Aspect.UTILITY
                 quality = next(iter(seen.quality))
                 measures.append(self._share(quality, group, aspect, name, seen.groups == group))
-        return measures
+        return settle(measures, self.margins.error_rate / 2)
 
     def curves(self, settings: Relearning) -> list[Curve]:
         """Relearning curves."""
@@ -82,11 +103,12 @@ class Comparison:
     def _parts(self, name: str, seen: Observation) -> Iterator[tuple[str, NDArray[np.bool_]]]:
         """A set, or for the holdout its examples of kinds that are kept and of kinds that only the forget set has."""
         forgotten = np.isin(seen.groups, sorted(self._gone))
-        if name != HOLDOUT or not forgotten.any() or forgotten.all():
+        if name != HOLDOUT:
             yield name, np.ones_like(forgotten)
-        else:
-            yield HOLDOUT, ~forgotten
-            yield FORGOTTEN_KIND, forgotten
+            return
+        for part, chosen in ((HOLDOUT, ~forgotten), (FORGOTTEN_KIND, forgotten)):
+            if chosen.any():
+                yield part, chosen
 
     def _share(self, quality: str, on: str, aspect: Aspect, name: str, chosen: NDArray[np.bool_]) -> Measure:
         def figure(portrait: Portrait) -> Quantity:
@@ -121,13 +143,23 @@ class Comparison:
         def figure(portrait: Portrait) -> Quantity:
             return mean_of(np.mean(portrait.relearning[name], axis=0), self.seed)
 
-        return self._measure(f"{name}, mean", FORGET, Aspect.FORGETTING, figure)
+        return self._measure(f"{name}, mean", FORGET, Aspect.FORGETTING, figure, self.margins.equivalent_after)
 
-    def _measure(self, name: str, on: str, aspect: Aspect, figure: Figure) -> Measure:
+    def _probed(self) -> Iterator[Measure]:
+        def figure(portrait: Portrait) -> Quantity:
+            return mean_of(cast(NDArray[np.float64], portrait.recognised), self.seed)
+
+        if self.original.recognised is not None:
+            yield self._measure(ONE_SHOT, FORGET, Aspect.FORGETTING, figure, self.margins.equivalent_after)
+
+    def _measure(self, name: str, on: str, aspect: Aspect, figure: Figure, equivalent: float | None = None) -> Measure:
         divergence = aspect in (Aspect.DISTANCE, Aspect.CLOSENESS)
-        margin = self.margins.divergence if divergence else self.margins.share
+        margins = self.margins
+        margin = margins.divergence if divergence else margins.share
+        limit = margins.equivalent_divergence if divergence else equivalent or margins.equivalent_share
         unlearned, oracles = figure(self.unlearned), [figure(oracle).value for oracle in self.oracles]
-        band = prediction_band(oracles, (0.0, np.inf) if divergence else (0.0, 1.0))
+        spread = Spread(oracles, unlearned.resolution, leave_one_out=aspect is Aspect.DISTANCE)
+        p_value = spread.p_value(unlearned.value, margin)
         return Measure(
             name=name,
             on=on,
@@ -135,9 +167,13 @@ class Comparison:
             unlearned=unlearned.estimate(),
             original=figure(self.original).estimate(),
             oracles=oracles,
-            band=band,
+            band=spread.band((0.0, np.inf) if divergence else (0.0, 1.0)),
             margin=margin,
-            side=side_of(unlearned.value, band, margin, self.margins.widest_band),
+            limit=limit,
+            p_value=p_value,
+            corrected_p_value=p_value,
+            at_most=spread.at_most(harmful_gap(aspect, unlearned.value, spread.mean)),
+            side=Side.UNDECIDED,
         )
 
     def _curve(self, name: str, steps: tuple[int, ...]) -> Curve:
@@ -167,7 +203,7 @@ class Comparison:
 
 
 def _band_at(curves: Sequence[Sequence[float]], position: int) -> Interval:
-    return prediction_band([curve[position] for curve in curves], (0.0, 1.0))
+    return Spread([curve[position] for curve in curves]).band((0.0, 1.0))
 
 
 def _natural(name: str) -> tuple[int, str]:

@@ -38,8 +38,9 @@ class Aspect(StrEnum):
     """What it means when a figure leaves the oracles' range; see `docs/verdict.md`.
 
     `forgetting`: above is residual influence, below over-forgetting. `utility`: below is utility lost. `distance`
-    from the oracles: above is a difference. `closeness` to the original, as a distance: below is residual influence,
-    above over-forgetting. `summary`: shown, but the verdict rests on the parts.
+    from the oracles: above is a difference. Two are shown and not judged. `closeness` to the original, as a distance:
+    a model retrained from the original's own initialisation stays close to it without having seen the forget set.
+    `summary`: the verdict rests on its parts.
     """
 
     FORGETTING = "forgetting"
@@ -48,9 +49,14 @@ class Aspect(StrEnum):
     CLOSENESS = "closeness"
     SUMMARY = "summary"
 
+    @property
+    def judged(self) -> bool:
+        """Whether a deviation counts."""
+        return self not in (Aspect.CLOSENESS, Aspect.SUMMARY)
+
 
 class Side(StrEnum):
-    """Where a figure lies against the oracles' range, widened by the margin."""
+    """Where a figure lies against the oracles: shown to differ, shown to be equivalent, or neither."""
 
     INSIDE = "inside"
     ABOVE = "above"
@@ -69,8 +75,13 @@ class Measure(_Part):
         original: Of the original, where it makes sense.
         oracles: Of each oracle.
         band: 95 % prediction interval for one more oracle.
-        margin: How far outside the band still counts as inside.
+        margin: A difference so small that it is never held against a model.
+        limit: A difference up to which a model counts as equivalent.
+        p_value: How likely a retrained model lies as far from the others, beyond the margin.
+        corrected_p_value: The same, corrected for the number of measures.
+        at_most: Upper 95 % confidence limit of the difference from the mean of retraining, in the direction that harms.
         side: Where the unlearned model lies.
+        oracles_needed: Where undecided, how many oracles would decide; None where 1,000 would not.
     """
 
     name: str
@@ -81,7 +92,12 @@ class Measure(_Part):
     oracles: list[float]
     band: Interval
     margin: float
+    limit: float
+    p_value: float
+    corrected_p_value: float
+    at_most: float
     side: Side
+    oracles_needed: int | None = None
 
 
 class Curve(_Part):
@@ -145,13 +161,24 @@ class Verdict(StrEnum):
     INCONCLUSIVE = "inconclusive"
 
 
+class Finding(_Part):
+    """One deviation from retraining and what it counts as, or one measure that could not be decided."""
+
+    verdict: Verdict
+    text: str
+
+    def __str__(self) -> str:
+        """The finding in words."""
+        return self.text
+
+
 class Evidence(_Part):
     """All that an audit found.
 
     Attributes:
         verdict: In two words.
         sentence: In one sentence.
-        findings: Each deviation from retraining, in words.
+        findings: Each deviation from retraining, and each measure that could not be decided.
         measures: On whole sets.
         groups: The same, by group (such as class) of the holdout or of the training data.
         curves: Relearning.
@@ -163,10 +190,10 @@ class Evidence(_Part):
         result_digest: Of the unlearned model; ties the evidence to its record.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     verdict: Verdict
     sentence: str
-    findings: list[str]
+    findings: list[Finding]
     measures: list[Measure]
     groups: list[Measure]
     curves: list[Curve]
@@ -207,4 +234,4 @@ class Evidence(_Part):
         except FileNotFoundError as error:
             raise SavedModelError(f"there is no {path}; audit the run first") from error
         except ValidationError as error:
-            raise SavedModelError(f"{path} is damaged or of another version: {error}") from error
+            raise SavedModelError(f"{path} is damaged or of another version; audit the run again") from error

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from expunge.audit.probe import OneShotProbe
 from expunge.audit.relearning import Relearning, RelearningTest
 from expunge.data import MapDataset, subset
 from expunge.tasks import Batch
@@ -48,11 +49,14 @@ class Portrait:
         sets: Quality by name of the set.
         outputs: On the forget set: (examples, ...).
         relearning: For each form of the relearning test, quality at each of its steps, each (examples,).
+        recognised: How often the features recognise each forget example after one other: (examples,); None where no
+            kind was forgotten as a whole.
     """
 
     sets: Mapping[str, Observation]
     outputs: Tensor
     relearning: Mapping[str, list[NDArray[np.float64]]]
+    recognised: NDArray[np.float64] | None
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,14 @@ class Sitting:
     run: Run
     sets: Mapping[str, MapDataset]
     relearning: RelearningTest
+    probe: OneShotProbe
 
     @classmethod
     def prepare(cls, run: Run, sets: Mapping[str, MapDataset], examples: int, relearning: Relearning) -> "Sitting":
         """Draw at most `examples` of each set, and what is relearned."""
         test = RelearningTest.prepare(relearning, run, sets[FORGET], sets["retain"])
-        return cls(run, {name: _sample(run, name, data, examples) for name, data in sets.items()}, test)
+        samples = {name: _sample(run, name, data, examples) for name, data in sets.items()}
+        return cls(run, samples, test, OneShotProbe.prepare(run, samples[FORGET], samples["retain"]))
 
     def portray(self, model: nn.Module) -> Portrait:
         """Measure one model."""
@@ -76,6 +82,7 @@ class Sitting:
             {name: self._observe(model, data) for name, data in self.sets.items()},
             outputs,
             self.relearning.curves(model),
+            self.probe.recognised(model),
         )
 
     def _observe(self, model: nn.Module, dataset: MapDataset) -> Observation:

@@ -30,28 +30,21 @@ class Oracles:
             NonFiniteModelError: One holds NaN or infinity.
             ReferenceModelError: Two are equal bit for bit.
         """
-        if len(self.models) < 2:
-            raise SettingError(
-                f"an audit compares with at least two oracles, and three for a verdict, not {len(self.models)}"
-            )
+        _require_several(len(self.models))
         for model in self.models:
             require_finite(model)
-        digests = [digest_model(model) for model in self.models]
-        for one, other in combinations(range(len(digests)), 2):
-            if digests[one] == digests[other]:
-                raise ReferenceModelError(
-                    f"oracles {one + 1} and {other + 1} are equal bit for bit: the recipe ignores its seed (or one "
-                    "model was passed twice), so nothing is known of how retraining varies"
-                )
+        _require_different(self.models)
 
     @classmethod
     def train(cls, problem: Problem, count: int, seed: int, *, progress: bool) -> "Oracles":
         """Train `count` oracles by the problem's recipe, each with a seed of its own.
 
         Raises:
+            SettingError: Fewer than two are asked for.
             MissingNeedError: The problem has no recipe or no retain set.
-            ReferenceModelError: The recipe failed.
+            ReferenceModelError: The recipe failed, or ignores its seed.
         """
+        _require_several(count)
         if problem.recipe is None or problem.retain is None:
             missing = "a recipe" if problem.recipe is None else "the retain set"
             raise MissingNeedError(
@@ -65,8 +58,24 @@ class Oracles:
                 started = time.monotonic()
                 models.append(_train(problem.recipe, problem.retain, derive(seed, "oracle", number), number))
                 seconds.append(time.monotonic() - started)
+                _require_different(models[:2])
                 display.advance(1, f"{seconds[-1]:.1f} s each")
         return cls(models, seconds)
+
+
+def _require_several(count: int) -> None:
+    if count < 2:
+        raise SettingError(f"an audit compares with at least two oracles, and three for a verdict, not {count}")
+
+
+def _require_different(models: Sequence[nn.Module]) -> None:
+    digests = [digest_model(model) for model in models]
+    for one, other in combinations(range(len(digests)), 2):
+        if digests[one] == digests[other]:
+            raise ReferenceModelError(
+                f"oracles {one + 1} and {other + 1} are equal bit for bit: the recipe ignores its seed (or one "
+                "model was passed twice), so nothing is known of how retraining varies"
+            )
 
 
 def _train(recipe: Recipe, retain: MapDataset, seed: int, number: int) -> nn.Module:
@@ -76,7 +85,8 @@ def _train(recipe: Recipe, retain: MapDataset, seed: int, number: int) -> nn.Mod
             model = recipe(retain, seed % 2**31)
     except Exception as error:
         raise ReferenceModelError(
-            f"the recipe failed while training oracle {number + 1}: {type(error).__name__}: {error}"
+            f"the recipe failed while training oracle {number + 1} with {type(error).__name__}; run it on the retain "
+            "set by itself to see its message, which is left out here because it may quote data"
         ) from error
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ReferenceModelError(f"the recipe returned a {type(model).__name__}, not a torch module")

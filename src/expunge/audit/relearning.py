@@ -13,6 +13,7 @@ from torch import nn
 
 from expunge.data import MapDataset, subset
 from expunge.errors import SettingError
+from expunge.settings import require_positive, require_whole
 from expunge.training import Optimizer, Run, Term, over_batches
 from expunge.training.batches import in_order
 from expunge.training.evaluation import EVALUATION_BATCH
@@ -42,7 +43,9 @@ class Relearning:
     measured_on: int = 1000
 
     def __post_init__(self) -> None:
-        """Check that the steps increase."""
+        """Check the ranges, and that the steps increase."""
+        require_whole(self, "forget_examples", "retain_examples", "batch_size", "measured_on")
+        require_positive(self, "learning_rate")
         if len(self.steps) < 2 or self.steps[0] != 0 or list(self.steps) != sorted(set(self.steps)):
             raise SettingError(f"the steps of relearning must start at 0 and increase, not {self.steps}")
 

@@ -1,4 +1,4 @@
-"""Intervals: over examples for one model, over oracles for what retraining gives."""
+"""Intervals of one model's figures over examples."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,20 +7,27 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from expunge.audit.evidence import Estimate, Interval, Side
+from expunge.audit.decision import LEVEL
+from expunge.audit.evidence import Estimate, Interval
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
-LEVEL = 0.95
 _RESAMPLES, _CHUNK = 2000, 200
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A figure of one model, and how to get its 95 % interval over examples: only some of them are asked for it."""
+    """A figure of one model, and how to get its 95 % interval over examples: only some of them are asked for it.
+
+    Attributes:
+        value: The figure.
+        interval: Computes the interval.
+        resolution: The smallest step by which the figure can change, where there is one.
+    """
 
     value: float
     interval: Callable[[], Interval]
+    resolution: float = 0.0
 
     def estimate(self) -> Estimate:
         """The figure with its interval."""
@@ -39,7 +46,7 @@ def mean_of(values: NDArray[np.float64], seed: int, *, share: bool = True) -> Qu
         share: Whether the values are hits and misses where they are ones and zeros.
     """
     if share and np.isin(values, (0.0, 1.0)).all():
-        return Quantity(float(values.mean()), lambda: _wilson(values))
+        return Quantity(float(values.mean()), lambda: _wilson(values), 1 / len(values))
     return statistic_of(values[None], lambda means: means[0], seed)
 
 
@@ -65,33 +72,6 @@ def product_of(factors: Sequence[Quantity]) -> Quantity:
         )
 
     return Quantity(float(np.prod([factor.value for factor in factors])), interval)
-
-
-def prediction_band(values: Sequence[float], limits: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
-    """Where one more oracle would fall, with 95 % confidence.
-
-    mean ± t(m-1, .975) · s · sqrt(1 + 1/m) for m >= 2 oracles with standard deviation s, cut to `limits`.
-    """
-    count = len(values)
-    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, count - 1)) * deviation * np.sqrt(1 + 1 / count)
-    return Interval(low=float(max(mean - half, limits[0])), high=float(min(mean + half, limits[1])))
-
-
-def side_of(value: float, band: Interval, margin: float, widest: float) -> Side:
-    """Where a value lies against a band.
-
-    Args:
-        value: Of the unlearned model.
-        band: Of the oracles.
-        margin: How far outside still counts as inside.
-        widest: A value inside a band wider than this is undecided: the oracles do not agree enough to tell.
-    """
-    if value > band.high + margin:
-        return Side.ABOVE
-    if value < band.low - margin:
-        return Side.BELOW
-    return Side.UNDECIDED if band.high - band.low > widest else Side.INSIDE
 
 
 def _wilson(values: NDArray[np.float64]) -> Interval:

@@ -1,53 +1,35 @@
 """What the evidence allows one to say; `docs/verdict.md` states the rule in full."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from expunge.audit.evidence import Aspect, Measure, Side, Verdict
-
-FEWEST_ORACLES = 3
+from expunge.audit.decision import FEWEST_ORACLES
+from expunge.audit.evidence import Aspect, Finding, Measure, Side, Verdict
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One deviation from retraining, and what it counts as."""
-
-    verdict: Verdict
-    text: str
-
-
-def judge(measures: Sequence[Measure], oracles: int) -> tuple[Verdict, str, list[str]]:
-    """The verdict, a sentence for it, and every finding in words.
+def judge(measures: Sequence[Measure], groups: Sequence[Measure], oracles: int) -> tuple[Verdict, str, list[Finding]]:
+    """The verdict, a sentence for it, and every finding.
 
     With fewer than three oracles nothing can be said. Otherwise the gravest finding decides: utility lost, residual
-    influence, over-forgotten. Without a finding the verdict is `inconclusive` where a measure is undecided because
-    the oracles differ too much among themselves, and `indistinguishable` otherwise.
+    influence, over-forgotten. Without a finding the verdict is `inconclusive` where a measure on a whole set is
+    undecided, and `indistinguishable` otherwise.
     """
     closer = _closer_to_original(measures)
-    findings = [found for measure in measures if (found := _finding(measure, closer_to_original=closer))]
-    words = [found.text for found in findings]
-    undecided = [measure for measure in measures if measure.side is Side.UNDECIDED]
-    words += [f"{_title(measure)}: the oracles differ too much among themselves to tell." for measure in undecided]
+    found = (_finding(measure, closer_to_original=closer) for measure in (*measures, *groups))
+    findings = [finding for finding in found if finding is not None]
+    undecided = [measure for measure in measures if measure.side is Side.UNDECIDED and measure.aspect.judged]
+    doubts = [Finding(verdict=Verdict.INCONCLUSIVE, text=_doubt(measure)) for measure in undecided]
     if oracles < FEWEST_ORACLES:
-        return (
-            Verdict.INCONCLUSIVE,
-            f"With {oracles} oracle{'s' if oracles != 1 else ''} nothing can be said; use at least {FEWEST_ORACLES}.",
-            words,
-        )
+        few = f"With {oracles} oracle{'s' if oracles != 1 else ''} nothing can be said; use at least {FEWEST_ORACLES}."
+        return Verdict.INCONCLUSIVE, few, doubts
     for verdict, sentence in _SENTENCES.items():
-        if any(found.verdict is verdict for found in findings):
-            return verdict, sentence, words
+        if any(finding.verdict is verdict for finding in findings):
+            return verdict, sentence, findings + doubts
     if undecided:
-        return (
-            Verdict.INCONCLUSIVE,
-            "No difference from retraining was found, but the oracles differ too much among themselves to rule one "
-            "out; use more of them.",
-            words,
-        )
+        return Verdict.INCONCLUSIVE, _inconclusive(undecided), doubts
     return (
         Verdict.INDISTINGUISHABLE,
         "On every measure taken the unlearned model lies where a retrained model would.",
-        words,
+        findings,
     )
 
 
@@ -73,16 +55,33 @@ def _finding(measure: Measure, *, closer_to_original: bool) -> Finding | None:
         (Aspect.FORGETTING, Side.BELOW): Verdict.OVER_FORGOTTEN,
         (Aspect.UTILITY, Side.BELOW): Verdict.UTILITY_LOST,
         (Aspect.DISTANCE, Side.ABOVE): toward,
-        (Aspect.CLOSENESS, Side.BELOW): Verdict.RESIDUAL,
-        (Aspect.CLOSENESS, Side.ABOVE): Verdict.OVER_FORGOTTEN,
     }.get((measure.aspect, measure.side))
     if verdict is None:
         return None
-    return Finding(
-        verdict,
-        f"{_title(measure)} is {measure.unlearned.value:.3f}, {measure.side.value} the oracles' range of "
-        f"{measure.band.low:.3f} to {measure.band.high:.3f} (margin {measure.margin:.3f}): {verdict.value}.",
+    text = (
+        f"{_title(measure)} is {measure.unlearned.value:.3f}, {measure.side.value} what retraining gives: "
+        f"{measure.band.low:.3f} to {measure.band.high:.3f}, margin {measure.margin:.3f} "
+        f"(corrected p = {measure.corrected_p_value:.2g}): {verdict.value}."
     )
+    return Finding(verdict=verdict, text=text)
+
+
+def _doubt(measure: Measure) -> str:
+    text = (
+        f"{_title(measure)} is {measure.unlearned.value:.3f}, retraining gives {measure.band.low:.3f} to "
+        f"{measure.band.high:.3f}: neither a difference nor equivalence within {measure.limit:.3f} is shown"
+    )
+    if measure.oracles_needed is None:
+        return f"{text}; more oracles would not decide it, a larger forget set or holdout may."
+    return f"{text}; {measure.oracles_needed} oracles would decide it if they scatter as these do."
+
+
+def _inconclusive(undecided: Sequence[Measure]) -> str:
+    sentence = "No difference from retraining was found, but not every measure could be shown to be equivalent"
+    needed = [measure.oracles_needed for measure in undecided]
+    if None in needed:
+        return f"{sentence}."
+    return f"{sentence}; use {max(count for count in needed if count is not None)} oracles."
 
 
 def _title(measure: Measure) -> str:

@@ -123,7 +123,7 @@ def report(folder: RunFolder, as_json: Json = False) -> None:
 @app.command(cls=_Command)
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("expunge-demo"),
-    oracles: Annotated[int, typer.Option(min=2, help="How many oracles to compare with; 3 for a verdict.")] = 4,
+    oracles: Annotated[int, typer.Option(min=2, help="How many oracles to compare with; 3 for a verdict.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     as_json: Json = False,
 ) -> None:

@@ -217,6 +217,7 @@ class ExecutionSection(Section):
     channels_last: bool = False
     micro_batch_size: PositiveInt | None = None
     workers: int = Field(default=0, ge=0)
+    threads: PositiveInt | None = None
     checkpoint_seconds: PositiveFloat = 30.0
 
     @field_validator("precision", mode="before")

@@ -97,7 +97,7 @@ def _print_evidence(console: Console, evidence: Evidence) -> None:
 
 
 def _row(measure: Measure) -> list[str]:
-    side = f"[{_STYLES[measure.side]}]{measure.side.value}[/]"
+    side = f"[{_STYLES[measure.side]}]{measure.side.value}[/]" if measure.aspect.judged else "[dim]not judged[/]"
     original = words.number(measure.original.value) if measure.original is not None else ""
     return [
         escape(f"{measure.name}, {measure.on}"),

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from expunge.data import MapDataset, subset
-from expunge.errors import ForgetSetError, LabelError
+from expunge.errors import LabelError
 from expunge.methods._retained import balanced_subset
 from expunge.methods.base import Maturity, Method, Need, Tier
 from expunge.problem import Problem
+from expunge.settings import require_at_least, require_one_of, require_positive, require_whole
 from expunge.tasks import Batch, Classification
 from expunge.training import Algorithm, Optimizer, Run, Schedule, Term, over_batches
 
@@ -92,12 +93,23 @@ class UNSIR(Method):
     repair_schedule: Schedule = Schedule.COSINE
     batch_size: int = 64
 
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_whole(self, "noise_images", "noise_steps", "noise_repeats", "retain_per_class", "batch_size")
+        require_positive(self, "noise_learning_rate", "impair_learning_rate", "impair_epochs")
+        require_positive(self, "repair_learning_rate", "repair_epochs")
+        require_at_least(self, 0, "noise_penalty")
+        require_one_of(self, "noise", Noise)
+        require_one_of(self, "repair_schedule", Schedule)
+
     def apply(self, problem: Problem, run: Run) -> nn.Module:
         """Make noise, impair, repair."""
         task = cast(Classification, problem.task)
-        retain = balanced_subset(
-            task, self._retain_without(problem), self.retain_per_class, run.generator("retain subset")
-        )
+        for label in problem.classes:
+            if not 0 <= label < task.classes:
+                raise LabelError(f"class {label} is not in the model, which has the classes 0 to {task.classes - 1}")
+        kept = cast(MapDataset, problem.retain)
+        retain = balanced_subset(task, kept, self.retain_per_class, run.generator("retain subset"))
         noise = self._noise(problem, run, task, retain)
         model = run.copy(problem.model)
         run.train(
@@ -115,19 +127,6 @@ class UNSIR(Method):
             epochs=self.repair_epochs,
         )
         return model.eval()
-
-    def _retain_without(self, problem: Problem) -> MapDataset:
-        task, retain = cast(Classification, problem.task), cast(MapDataset, problem.retain)
-        for label in problem.classes:
-            if not 0 <= label < task.classes:
-                raise LabelError(f"class {label} is not in the model, which has the classes 0 to {task.classes - 1}")
-        kept = torch.isin(task.labels_of(retain), torch.tensor(problem.classes))
-        if bool(kept.any()):
-            raise ForgetSetError(
-                f"{int(kept.sum())} retained examples belong to a class to be forgotten; UNSIR forgets whole classes, "
-                "so split with `classes=`, or use a method that forgets single examples"
-            )
-        return retain
 
     def _noise(self, problem: Problem, run: Run, task: Classification, retain: MapDataset) -> MapDataset:
         shape = task.collate([retain[0]])["inputs"].shape[1:]

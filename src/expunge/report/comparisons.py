@@ -53,7 +53,7 @@ def quality_figure(evidence: Evidence) -> Picture:
         axes.locator_params(axis="x", nbins=6)
     caption = (
         "The unlearned model should lie where the oracles lie; each row has a scale of its own, and the paler part of "
-        "a bar is the margin that still counts as inside."
+        "a bar is the margin that is never held against it."
     )
     return Picture(heading, caption, to_svg(figure, "quality", heading, _described(measures)))
 

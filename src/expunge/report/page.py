@@ -71,7 +71,9 @@ def write_report(folder: str | Path, record: Record, evidence: Evidence | None, 
 
 def _overruled(record: Record, evidence: Evidence | None) -> bool:
     """Whether the evidence contradicts what the method promised."""
-    return evidence is not None and evidence.verdict is Verdict.RESIDUAL and record.guarantee is not Tier.EMPIRICAL
+    if evidence is None or record.guarantee is Tier.EMPIRICAL:
+        return False
+    return any(finding.verdict is Verdict.RESIDUAL for finding in evidence.findings)
 
 
 @cache

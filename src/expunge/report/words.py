@@ -86,12 +86,16 @@ def share_of_retraining(share: float) -> str:
 
 
 def place(measure: Measure) -> str:
-    """Where the unlearned model lies against the oracles' band."""
+    """Where the unlearned model lies against the oracles."""
     value, band = measure.unlearned.value, measure.band
+    if not measure.aspect.judged:
+        return "not judged"
     if measure.side is Side.ABOVE:
-        return f"above the band by {number(value - band.high)}"
+        return f"above retraining, {number(value - band.high)} beyond the band"
     if measure.side is Side.BELOW:
-        return f"below the band by {number(band.low - value)}"
-    if measure.side is Side.UNDECIDED:
-        return "undecided: the oracles differ too much"
-    return "inside the band" if value in band else f"outside the band, within the margin of {number(measure.margin)}"
+        return f"below retraining, {number(band.low - value)} beyond the band"
+    if measure.side is Side.INSIDE:
+        return f"as retraining, at most {number(measure.at_most)} off"
+    if measure.oracles_needed is None:
+        return "undecided, whatever the number of oracles"
+    return f"undecided; {measure.oracles_needed} oracles would decide"

@@ -1,0 +1,130 @@
+"""Where a figure lies against the oracles: tests of difference and of equivalence, corrected for their number."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from expunge.audit.evidence import Aspect, Interval, Measure, Side
+
+LEVEL = 0.95
+FEWEST_ORACLES = 3
+_MOST_ORACLES = 1000
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What the oracles' values of one figure say about retraining.
+
+    Args:
+        values: One for each oracle.
+        resolution: The smallest step by which a value can change. Their deviation is taken to be one step at least:
+            a few oracles that agree to the example do so by chance.
+        leave_one_out: Whether each value compares an oracle with the others. Such values vary less among themselves
+            than that of one more model does, because they share pairs; their deviation is corrected by
+            (m - 1) / (m - 2), the factor of the jackknife for a statistic of pairs.
+    """
+
+    values: Sequence[float]
+    resolution: float = 0.0
+    leave_one_out: bool = False
+
+    @property
+    def count(self) -> int:
+        """Number of oracles, m."""
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        """Mean of the oracles' values."""
+        return float(np.mean(self.values))
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation s of one more model."""
+        deviation = float(np.std(self.values, ddof=1))
+        if self.leave_one_out:
+            deviation *= (self.count - 1) / max(self.count - 2, 0.5)
+        return max(deviation, self.resolution)
+
+    def band(self, limits: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
+        """Where one more oracle would fall, with 95 % confidence: mean ± t(m-1, .975) · s · sqrt(1 + 1/m)."""
+        half = float(stats.t.ppf(0.5 + LEVEL / 2, self.count - 1)) * self.deviation * np.sqrt(1 + 1 / self.count)
+        return Interval(low=float(max(self.mean - half, limits[0])), high=float(min(self.mean + half, limits[1])))
+
+    def p_value(self, value: float, margin: float) -> float:
+        """How likely a retrained model lies as far from the others as `value` does, beyond the margin: two-sided t."""
+        return _p_value(abs(value - self.mean) - margin, self.deviation, self.count)
+
+    def at_most(self, gap: float) -> float:
+        """Upper 95 % confidence limit of a model's distance from the mean of retraining, given the distance seen."""
+        return gap + _half_width(self.deviation, self.count)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for their number. Source: Holm 1979, Scandinavian Journal of Statistics 6."""
+    order = np.argsort(p_values)
+    factors = len(p_values) - np.arange(len(p_values))
+    adjusted = np.minimum(np.maximum.accumulate(np.asarray(p_values)[order] * factors), 1.0)
+    result = np.empty(len(p_values))
+    result[order] = adjusted
+    return result.tolist()
+
+
+def settle(measures: Sequence[Measure], error_rate: float) -> list[Measure]:
+    """Decide each measure's side, with at most `error_rate` chance of a false deviation among them all.
+
+    A measure that is judged is above or below where its deviation is significant; inside where it is not and the
+    equivalence test (one-sided for utility and distance, where one direction does no harm) shows it to be within the
+    limit; else undecided.
+    """
+    judged = [measure for measure in measures if measure.aspect.judged]
+    corrected = dict(zip(map(id, judged), holm([measure.p_value for measure in judged]), strict=True))
+    level = error_rate / max(len(judged), 1)
+    return [_settled(measure, corrected.get(id(measure), measure.p_value), error_rate, level) for measure in measures]
+
+
+def harmful_gap(aspect: Aspect, value: float, mean: float) -> float:
+    """Distance from the mean oracle, counted as zero in a direction that does no harm."""
+    if aspect is Aspect.UTILITY:
+        return max(mean - value, 0.0)
+    if aspect is Aspect.DISTANCE:
+        return max(value - mean, 0.0)
+    return abs(value - mean)
+
+
+def _settled(measure: Measure, corrected: float, error_rate: float, level: float) -> Measure:
+    value, mean = measure.unlearned.value, float(np.mean(measure.oracles))
+    side = Side.UNDECIDED
+    if len(measure.oracles) >= FEWEST_ORACLES:
+        if corrected <= error_rate:
+            side = Side.ABOVE if value > mean else Side.BELOW
+        elif measure.at_most <= measure.limit:
+            side = Side.INSIDE
+    needed = _oracles_needed(measure, level) if side is Side.UNDECIDED else None
+    return measure.model_copy(update={"side": side, "corrected_p_value": corrected, "oracles_needed": needed})
+
+
+def _oracles_needed(measure: Measure, level: float) -> int | None:
+    """The fewest oracles that would decide, if they scattered as those that there are; None where no number would."""
+    count = len(measure.oracles)
+    value, mean = measure.unlearned.value, float(np.mean(measure.oracles))
+    gap = harmful_gap(measure.aspect, value, mean)
+    deviation = (measure.at_most - gap) / _half_width(1.0, count)
+    for more in range(max(count + 1, FEWEST_ORACLES), _MOST_ORACLES + 1):
+        equivalent = gap + _half_width(deviation, more) <= measure.limit
+        if equivalent or _p_value(abs(value - mean) - measure.margin, deviation, more) <= level:
+            return more
+    return None
+
+
+def _p_value(excess: float, deviation: float, count: int) -> float:
+    if excess <= 0:
+        return 1.0
+    scale = deviation * np.sqrt(1 + 1 / count)
+    return 2 * float(stats.t.sf(excess / scale, count - 1)) if scale > 0 else 0.0
+
+
+def _half_width(deviation: float, count: int) -> float:
+    return float(stats.t.ppf(LEVEL, count - 1)) * deviation / np.sqrt(count)
