@@ -51,7 +51,7 @@ def test_the_demo(jobs: JobFolder) -> None:
     result = jobs.expunge("demo", "--output", jobs.output)
     assert result.exit_code == 0, result.output
     evidence = Evidence.load(jobs.output)
-    assert len(evidence.measure("accuracy", "forget").oracles) == 4
+    assert len(evidence.measure("accuracy", "forget").oracles) == 6
     original = evidence.measure("accuracy", "holdout").original
     assert original is not None
     assert original.value > 0.95
