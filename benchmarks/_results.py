@@ -63,13 +63,12 @@ class Results:
     def cell(self, key: str, compute: Callable[[], Any]) -> Any:
         """The value of a cell, computed and saved where it is missing."""
         if key not in self.cells:
-            self.cells[key] = json.loads(json.dumps(compute()))
+            self.cells[key] = json.loads(json.dumps(compute())) | {"machine": machine()}
             write_json(
                 self.path,
                 {
                     "benchmark": self.name,
                     "command": f"make bench BENCH={self.name} SIZE={self.size.name}",
-                    "machine": machine(),
                     "settings": self._settings(),
                     "cells": dict(sorted(self.cells.items())),
                 },

@@ -67,7 +67,7 @@ def test_the_measures_are_those_that_are_promised(evidence: Evidence):
     assert [measure.on for measure in evidence.groups] == [str(digit) for digit in range(10)]
     assert [len(curve.unlearned) for curve in evidence.curves] == [4, 4]
     assert evidence.answers is not None
-    assert sum(evidence.answers.unlearned) == pytest.approx(1)
+    assert sum(answer.value for answer in evidence.answers.unlearned) == pytest.approx(1)
     assert {layer.layer for layer in evidence.layers} == {"0", "2", "4"}
 
 

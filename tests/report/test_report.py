@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 import pytest
 
-from expunge.audit.evidence import Aspect, Evidence, LayerDistance, Side, Verdict
+from expunge.audit.evidence import Aspect, Evidence, Side, Verdict
 from expunge.errors import OutputError, SavedModelError
 from expunge.methods import Tier
 from expunge.report import render, write_report
@@ -214,7 +214,10 @@ def test_relearn_steps_and_phases_are_tabled(html: str, record: Record) -> None:
 
 def test_cost_is_told_as_a_share(html: str, evidence: Evidence) -> None:
     assert "1.87 s, 7.7 % of one retraining" in words(html)
-    dear = only(evidence, cost=changed(evidence.cost, share_of_retraining=2.54))
+    dear = only(
+        evidence,
+        cost=changed(evidence.cost, share_of_retraining={"value": 2.54, "interval": {"low": 2.4, "high": 2.7}}),
+    )
     assert "2.5 times as much as one retraining" in words(pictures(dear)[4].caption)
 
 
@@ -325,8 +328,8 @@ def test_much_of_everything_stays_bounded(html: str, record: Record, evidence: E
     many = changed(
         evidence,
         groups=groups,
-        layers=[LayerDistance(layer=f"net.{place}.weight", unlearned=place / 150, oracles=[]) for place in range(150)],
-        answers={"kinds": [f"kind {number}" for number in range(100)], "unlearned": [0.01] * 100,
+        layers=[changed(evidence.layers[0], layer=f"net.{place}.weight", oracles=[]) for place in range(150)],
+        answers={"kinds": [f"kind {number}" for number in range(100)], "unlearned": [far] * 100,
                  "original": [0.01] * 100, "oracles": [[0.01] * 100] * 3},
         cost=changed(evidence.cost, oracle_seconds=[30.0] * 40),
     )  # fmt: skip

@@ -1,15 +1,16 @@
 """Audit an unlearned model against retraining."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from pydantic import TypeAdapter
 from torch import nn
 
 from expunge.audit.comparison import Comparison, Margins
+from expunge.audit.decision import Spread
 from expunge.audit.distances import answers, layer_distances
-from expunge.audit.evidence import Cost, Evidence
+from expunge.audit.evidence import Cost, Estimate, Evidence, Interval
 from expunge.audit.portrait import FORGET, Portrait, Sitting
 from expunge.audit.references import Oracles
 from expunge.audit.relearning import Relearning
@@ -113,7 +114,7 @@ class References:
             groups=groups,
             curves=comparison.curves(self.settings.relearning),
             answers=answers(
-                task, portrait.outputs, self.original.outputs, [oracle.outputs for oracle in self.portraits]
+                task, portrait.outputs, self.original.outputs, [oracle.outputs for oracle in self.portraits], seed
             ),
             layers=layer_distances(unlearned.model, self.problem.model, self.oracles.models),
             cost=_cost(unlearned.record, list(self.oracles.seconds)),
@@ -160,5 +161,11 @@ def _cost(record: Record, oracle_seconds: list[float]) -> Cost:
         examples=record.examples,
         peak_memory_bytes=record.peak_memory_bytes,
         oracle_seconds=oracle_seconds,
-        share_of_retraining=record.seconds / float(np.mean(oracle_seconds)) if oracle_seconds else None,
+        share_of_retraining=_share(record.seconds, oracle_seconds) if oracle_seconds else None,
     )
+
+
+def _share(seconds: float, oracle_seconds: list[float]) -> Estimate:
+    logs = Spread([math.log(each) for each in oracle_seconds])
+    low, high = (seconds / math.exp(end) for end in (logs.mean_interval().high, logs.mean_interval().low))
+    return Estimate(value=seconds / math.exp(logs.mean), interval=Interval(low=low, high=high))

@@ -61,6 +61,11 @@ class Spread:
         """Upper 95 % confidence limit of a model's distance from the mean of retraining, given the distance seen."""
         return gap + _half_width(self.deviation, self.count)
 
+    def mean_interval(self) -> Interval:
+        """Two-sided 95 % confidence interval of the mean of retraining."""
+        half = float(stats.t.ppf(0.5 + LEVEL / 2, self.count - 1)) * self.deviation / np.sqrt(self.count)
+        return Interval(low=self.mean - half, high=self.mean + half)
+
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values adjusted for their number. Source: Holm 1979, Scandinavian Journal of Statistics 6."""

@@ -7,9 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from expunge.audit.decision import Spread
 from expunge.audit.evidence import Answers, LayerDistance
 from expunge.audit.portrait import Portrait
-from expunge.audit.statistics import Quantity, product_of, statistic_of
+from expunge.audit.statistics import Quantity, mean_of, product_of, statistic_of
 from expunge.tasks import Task
 
 
@@ -39,8 +40,8 @@ def tug_of_war(portrait: Portrait, references: Sequence[Portrait], seed: int) ->
     )
 
 
-def answers(task: Task, unlearned: Tensor, original: Tensor, oracles: Sequence[Tensor]) -> Answers | None:
-    """Mean amount of each kind of answer, or None where the task has no kinds."""
+def answers(task: Task, unlearned: Tensor, original: Tensor, oracles: Sequence[Tensor], seed: int) -> Answers | None:
+    """Mean amount of each kind of answer, or None where the task has no kinds; `seed` is that of the bootstrap."""
     kinds = list(task.answers(unlearned[:1]))
     if not kinds:
         return None
@@ -50,7 +51,10 @@ def answers(task: Task, unlearned: Tensor, original: Tensor, oracles: Sequence[T
 
     return Answers(
         kinds=kinds,
-        unlearned=means(unlearned),
+        unlearned=[
+            mean_of(amount.double().numpy(), seed, share=False).estimate()
+            for amount in task.answers(unlearned).values()
+        ],
         original=means(original),
         oracles=[means(outputs) for outputs in oracles],
     )
@@ -59,10 +63,11 @@ def answers(task: Task, unlearned: Tensor, original: Tensor, oracles: Sequence[T
 def layer_distances(unlearned: nn.Module, original: nn.Module, oracles: Sequence[nn.Module]) -> list[LayerDistance]:
     """For each layer, the norm of the difference to the original's parameters over the norm of the original's."""
     ours, others = _by_layer(unlearned, original), [_by_layer(oracle, original) for oracle in oracles]
-    return [
-        LayerDistance(layer=layer, unlearned=distance, oracles=[other[layer] for other in others])
-        for layer, distance in ours.items()
-    ]
+    return [_layer_distance(layer, distance, [other[layer] for other in others]) for layer, distance in ours.items()]
+
+
+def _layer_distance(layer: str, unlearned: float, oracles: list[float]) -> LayerDistance:
+    return LayerDistance(layer=layer, unlearned=unlearned, oracles=oracles, band=Spread(oracles).band((0.0, np.inf)))
 
 
 def _closeness(means: NDArray[np.float64]) -> NDArray[np.float64]:

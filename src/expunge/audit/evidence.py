@@ -125,30 +125,53 @@ class Curve(_Part):
 
 
 class Answers(_Part):
-    """How often each kind of answer is given on the forget set: mean predicted probability of each class."""
+    """How often each kind of answer is given on the forget set: mean predicted probability of each class.
+
+    Attributes:
+        kinds: Names of the answers.
+        unlearned: By the unlearned model, with a 95 % interval over examples.
+        original: By the original.
+        oracles: By each oracle.
+    """
 
     kinds: list[str]
-    unlearned: list[float]
+    unlearned: list[Estimate]
     original: list[float]
     oracles: list[list[float]]
 
 
 class LayerDistance(_Part):
-    """Distance of a layer's weights from the original's, over the original's norm."""
+    """Distance of a layer's weights from the original's, over the original's norm.
+
+    Attributes:
+        layer: Name of the layer.
+        unlearned: Of the unlearned model.
+        oracles: Of each oracle.
+        band: 95 % prediction interval for one more oracle.
+    """
 
     layer: str
     unlearned: float
     oracles: list[float]
+    band: Interval
 
 
 class Cost(_Part):
-    """What unlearning cost beside retraining; a share is None where the oracles were given and not trained here."""
+    """What unlearning cost beside retraining.
+
+    Attributes:
+        seconds: Wall time of unlearning.
+        examples: Examples that passed forward and backward.
+        peak_memory_bytes: The largest memory of any phase.
+        oracle_seconds: Wall time of training each oracle; empty where they were given and not trained here.
+        share_of_retraining: Wall time over the oracles' geometric mean, with the 95 % interval of that mean.
+    """
 
     seconds: float
     examples: int
     peak_memory_bytes: int
     oracle_seconds: list[float]
-    share_of_retraining: float | None
+    share_of_retraining: Estimate | None
 
 
 class Verdict(StrEnum):

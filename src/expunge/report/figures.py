@@ -55,10 +55,11 @@ def _answers(answers: Answers | None) -> Picture:
         return Picture(heading, "This task has no kinds of answer whose frequency could be shown.")
     oracles = np.asarray(answers.oracles, dtype=float).reshape(-1, len(answers.kinds))
     reference = oracles.mean(0) if len(oracles) else np.asarray(answers.original)
+    unlearned = np.asarray([estimate.value for estimate in answers.unlearned])
     rows = foremost(
-        range(len(answers.kinds)), MOST_ANSWERS, lambda kind: (abs(answers.unlearned[kind] - float(reference[kind])),)
+        range(len(answers.kinds)), MOST_ANSWERS, lambda kind: (abs(float(unlearned[kind] - reference[kind])),)
     )
-    series = [("unlearned", np.asarray(answers.unlearned), UNLEARNED, UNLEARNED)]
+    series = [("unlearned (95 % interval)", unlearned, UNLEARNED, UNLEARNED)]
     series += [("mean oracle, with range", oracles.mean(0), ORACLE, BAND)] if len(oracles) else []
     series += [("original", np.asarray(answers.original), ORIGINAL, "white")]
     legend = [Patch(edgecolor=edge, facecolor=face, label=name) for name, _, edge, face in series]
@@ -67,6 +68,9 @@ def _answers(answers: Answers | None) -> Picture:
     for place, (name, values, edge, face) in enumerate(series):
         heights = [row - 0.4 + thickness * (place + 0.5) for row in range(len(rows))]
         axes.barh(heights, values[rows], thickness * 0.9, color=face, edgecolor=edge, linewidth=0.8)
+        if name.startswith("unlearned"):
+            intervals = [answers.unlearned[row].interval for row in rows]
+            axes.hlines(heights, [each.low for each in intervals], [each.high for each in intervals], color=ORIGINAL)
         if name.startswith("mean"):
             axes.hlines(heights, oracles.min(0)[rows], oracles.max(0)[rows], color=ORACLE, linewidth=2.5)
     axes.set_yticks(range(len(rows)), [label(answers.kinds[row]) for row in rows])
@@ -78,7 +82,7 @@ def _answers(answers: Answers | None) -> Picture:
     )
     caption += words.left_out(len(answers.kinds) - len(rows), "answers differ less and are left out")
     described = "; ".join(
-        f"{answers.kinds[row]}: unlearned {words.number(answers.unlearned[row])}, "
+        f"{answers.kinds[row]}: unlearned {words.estimate(answers.unlearned[row])}, "
         f"oracles {words.mean([each[row] for each in answers.oracles])}"
         for row in rows
     )
@@ -170,7 +174,7 @@ def _layers(layers: Sequence[LayerDistance]) -> Picture:
     figure, axes = rows_figure(len(shown), 0.26, legend)
     for row, layer in enumerate(shown):
         if layer.oracles:
-            axes.hlines(row, min(layer.oracles), max(layer.oracles), color=BAND, linewidth=5, alpha=0.5)
+            axes.hlines(row, layer.band.low, layer.band.high, color=BAND, linewidth=5, alpha=0.5)
         axes.plot(layer.oracles, [row] * len(layer.oracles), "|", color=ORACLE, markersize=9)
     axes.plot([layer.unlearned for layer in shown], range(len(shown)), "o", color=UNLEARNED, markersize=6)
     axes.set_yticks(range(len(shown)), _layer_labels([layer.layer for layer in shown]))

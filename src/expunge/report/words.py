@@ -80,9 +80,12 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def share_of_retraining(share: float) -> str:
+def share_of_retraining(share: Estimate) -> str:
     """What unlearning cost beside one retraining."""
-    return f"{percent(share)} of one retraining" if share < 1 else f"{share:.1f} times as much as one retraining"
+    low, high = share.interval.low, share.interval.high
+    if share.value < 1:
+        return f"{percent(share.value)} of one retraining ({percent(low)} to {percent(high)})"
+    return f"{share.value:.1f} times as much as one retraining ({low:.1f} to {high:.1f})"
 
 
 def place(measure: Measure) -> str:

@@ -9,6 +9,7 @@ import os
 import random
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -47,20 +48,23 @@ def reproducible(threads: int | None = None) -> Generator[None]:
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     state = random.getstate(), np.random.get_state()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic = torch.get_deterministic_debug_mode()
     benchmark = torch.backends.cudnn.benchmark
+    memory = cast(Any, torch.utils.deterministic)
+    filled = memory.fill_uninitialized_memory
     threads_before = torch.get_num_threads()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_deterministic_debug_mode("warn")
         torch.backends.cudnn.benchmark = False
+        memory.fill_uninitialized_memory = False  # a debugging aid that costs a tenth of the time
         if threads is not None:
             torch.set_num_threads(threads)
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.set_deterministic_debug_mode(deterministic)
             torch.backends.cudnn.benchmark = benchmark
+            memory.fill_uninitialized_memory = filled
             if threads is not None:
                 torch.set_num_threads(threads_before)
             random.setstate(state[0])

@@ -1,0 +1,272 @@
+"""Trained models and small arrays kept on disk, under names that say nothing to anyone without the folder's key.
+
+A name is a keyed digest of all that a model's weights follow from: recipe, data, seed, and the versions of what trains
+it. No data are kept. What was trained on a forget set does carry its influence, so empty the folder when a request is
+closed (`expunge cache --clear`).
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from expunge.audit.identity import Identity, environment
+from expunge.data import MapDataset, View, digest_dataset
+from expunge.errors import DataError, OutputError, SavedModelError
+from expunge.storage import ensure_writable, read_tensors, tensors_bytes, update_digest, write_bytes
+from expunge.training import seed_globals
+
+KEY_FILE = "key"
+FOLDER_VARIABLE = "EXPUNGE_CACHE_DIR"
+
+_MODELS, _ARRAYS, _UNDER_WAY = "models", "arrays", "under-way"
+_KEY_BYTES = 32
+_CHUNK = 1024
+_SAMPLE = 16
+
+
+def default_folder() -> Path:
+    """`EXPUNGE_CACHE_DIR`, or `expunge` in the platform's folder for a user's caches."""
+    chosen = os.environ.get(FOLDER_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        parent = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        parent = Path.home() / "Library" / "Caches"
+    else:
+        parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return parent / "expunge"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What lies in a cache.
+
+    Attributes:
+        models: Trained models.
+        arrays: Sets of small arrays, such as signals.
+        under_way: Models whose training was interrupted.
+        size_bytes: All of them together.
+    """
+
+    models: int
+    arrays: int
+    under_way: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One folder of trained models.
+
+    Attributes:
+        folder: Where it is.
+        key: The secret of its names; it lies in the folder, readable by the owner only.
+    """
+
+    folder: Path
+    key: bytes = field(repr=False)
+
+    @classmethod
+    def open(cls, folder: str | Path | None = None) -> "Cache":
+        """Open a folder, which is made where it is missing.
+
+        Args:
+            folder: By default `default_folder()`.
+
+        Raises:
+            OutputError: It cannot be written or read.
+        """
+        path = default_folder() if folder is None else Path(folder).expanduser()
+        ensure_writable(path)
+        return cls(path, _key_in(path))
+
+    def name(self, *parts: str | bytes | int) -> str:
+        """A keyed digest of these parts, in hexadecimal."""
+        state = hmac.new(self.key, digestmod=hashlib.sha256)
+        for part in parts:
+            update_digest(state, part if isinstance(part, bytes) else f"{type(part).__name__} {part}".encode())
+        return state.hexdigest()
+
+    def load_model(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Weights and what is noted of them, or None where there are none; a damaged entry is discarded."""
+        return self._load(self._file(_MODELS, name))
+
+    def save_model(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Keep weights; what interrupted training of them left is removed.
+
+        Raises:
+            OutputError: The disk is full, or the folder cannot be written any more.
+        """
+        self._save(self._file(_MODELS, name), tensors, notes)
+        shutil.rmtree(self.checkpoints(name), ignore_errors=True)
+
+    def load_arrays(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Small arrays and what is noted of them, or None; a damaged entry is discarded."""
+        return self._load(self._file(_ARRAYS, name))
+
+    def save_arrays(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Keep small arrays, such as signals.
+
+        Raises:
+            OutputError: The disk is full, or the folder cannot be written any more.
+        """
+        self._save(self._file(_ARRAYS, name), tensors, notes)
+
+    def checkpoints(self, name: str) -> Path:
+        """The folder for a model under way."""
+        return self.folder / _UNDER_WAY / name
+
+    def discard(self, name: str, reason: str) -> None:
+        """Remove a model that cannot be used, with a warning."""
+        _discard(self._file(_MODELS, name), reason)
+
+    def _file(self, kind: str, name: str) -> Path:
+        return self.folder / kind / f"{name}.safetensors"
+
+    def _load(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        if not path.exists():
+            return None
+        try:
+            tensors, notes = read_tensors(path)
+        except SavedModelError as error:
+            _discard(path, str(error.__cause__ or error))
+            return None
+        return tensors, cast("dict[str, Any]", notes)
+
+    def _save(self, path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        write_bytes(path, tensors_bytes(tensors, dict(notes)), private=True)
+
+
+def contents(folder: Path | None = None) -> Contents:
+    """Count what lies in a cache; a folder that is missing is empty. Nothing is written."""
+    path = folder or default_folder()
+    files = [file for file in _entries(path) if file.is_file()]
+    counts = {kind: sum(file.parent.name == kind for file in files) for kind in (_MODELS, _ARRAYS)}
+    under_way = path / _UNDER_WAY
+    return Contents(
+        models=counts[_MODELS],
+        arrays=counts[_ARRAYS],
+        under_way=sum(1 for _ in under_way.iterdir()) if under_way.is_dir() else 0,
+        size_bytes=sum(file.stat().st_size for file in files),
+    )
+
+
+def clear(folder: Path | None = None) -> Contents:
+    """Remove every entry and the key; other files in the folder stay.
+
+    Returns:
+        What there was.
+
+    Raises:
+        OutputError: Something cannot be removed.
+    """
+    path = folder or default_folder()
+    before = contents(path)
+    try:
+        for kind in (_MODELS, _ARRAYS, _UNDER_WAY):
+            if (path / kind).is_dir():
+                shutil.rmtree(path / kind)
+        (path / KEY_FILE).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot remove what lies in {path} ({error.strerror}); see who owns it, or delete the folder yourself"
+        ) from error
+    return before
+
+
+class DataNames:
+    """Names of datasets by what they hold; each example is read once, however many datasets share it."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._seen: dict[int, tuple[MapDataset, dict[int, bytes]]] = {}
+
+    def of(self, dataset: MapDataset) -> str:
+        """A keyed digest over every example, in order.
+
+        Raises:
+            DataError: The dataset gives other examples each time it is read.
+        """
+        view = View.of(dataset)
+        # The dataset is held beside its digests, for the number that stands for it would pass to another.
+        _, known = self._seen.setdefault(id(view.base), (view.base, {}))
+        positions = cast("list[int]", view.indices.tolist())
+        missing = torch.tensor(sorted({position for position in positions if position not in known}))
+        for chunk in missing.split(_CHUNK) if len(missing) else ():
+            for position, digest in zip(chunk.tolist(), self._digests(view.base, chunk), strict=True):
+                known[position] = digest
+        state = hmac.new(self._key, digestmod=hashlib.sha256)
+        for position in positions:
+            state.update(known[position])
+        return state.hexdigest()
+
+    def _digests(self, base: MapDataset, positions: Tensor) -> Iterator[bytes]:
+        whole = View(base, torch.arange(len(base)))
+        first = self._read(whole, positions[:_SAMPLE], 1)
+        if first != self._read(whole, positions[:_SAMPLE], 2):
+            raise DataError("the dataset gives other examples each time it is read")
+        yield from first
+        yield from self._read(whole, positions[_SAMPLE:], 1)
+
+    def _read(self, view: View, positions: Tensor, seed: int) -> list[bytes]:
+        seed_globals(seed, "cache")
+        columns = view.columns(positions)
+        if isinstance(columns, tuple):
+            examples: list[Any] = list(zip(*cast("tuple[Tensor, ...]", columns), strict=True))
+        else:
+            examples = view.examples(positions)
+        return [bytes.fromhex(digest_dataset([example], self._key)) for example in examples]
+
+
+def recipe_name(recipe: Any, device: str) -> str:
+    """What a recipe is, as a digest.
+
+    Args:
+        recipe: A function, or a dataclass such as `Supervised`.
+        device: What it computes on.
+
+    Raises:
+        UnknownIdentityError: It cannot be told with certainty.
+    """
+    return Identity().feed(recipe).feed(environment()).feed(device).digest()
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    for kind in (_MODELS, _ARRAYS, _UNDER_WAY):
+        yield from (folder / kind).rglob("*")
+
+
+def _key_in(folder: Path) -> bytes:
+    path = folder / KEY_FILE
+    try:
+        if path.exists():
+            key = path.read_bytes()
+            if len(key) == _KEY_BYTES:
+                return key
+            warnings.warn(
+                f"the key {path} is damaged and is replaced; what was cached under it is trained again", stacklevel=3
+            )
+        write_bytes(path, secrets.token_bytes(_KEY_BYTES), private=True)
+        return path.read_bytes()  # another process may have written one in the meantime
+    except OSError as error:
+        raise OutputError(
+            f"the key {path} of the cache cannot be read ({error.strerror}); make it readable, or choose another "
+            f"folder with {FOLDER_VARIABLE}"
+        ) from error
+
+
+def _discard(path: Path, reason: str) -> None:
+    path.unlink(missing_ok=True)
+    warnings.warn(f"the cached entry {path.name} is discarded and made again: {reason}", stacklevel=4)
