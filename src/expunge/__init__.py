@@ -1,6 +1,6 @@
 """Expunge removes chosen training data from a trained model and measures how far that worked."""
 
-from expunge.audit import AuditSettings, Evidence, Margins, References, Relearning, Verdict, audit
+from expunge.audit import AuditSettings, Evidence, Level, Margins, References, Relearning, Verdict, audit
 from expunge.errors import ExpungeError
 from expunge.methods import (
     UNSIR,
@@ -31,6 +31,7 @@ __all__ = [
     "ExpungeError",
     "FineTune",
     "GradientAscent",
+    "Level",
     "Margins",
     "Maturity",
     "Method",

@@ -8,7 +8,13 @@ from expunge.audit.verdict import judge
 
 
 def measure(
-    aspect: Aspect, side: Side, *, value: float = 0.5, oracles: float = 0.5, needed: int | None = None
+    aspect: Aspect,
+    side: Side,
+    *,
+    value: float = 0.5,
+    oracles: float = 0.5,
+    original: float = 0.9,
+    needed: int | None = None,
 ) -> Measure:
     estimate = Estimate(value=value, interval=Interval(low=value, high=value))
     return Measure(
@@ -16,7 +22,7 @@ def measure(
         on="forget",
         aspect=aspect,
         unlearned=estimate,
-        original=estimate,
+        original=Estimate(value=original, interval=Interval(low=original, high=original)),
         oracles=[oracles] * 3,
         band=Interval(low=0.4, high=0.6),
         margin=0.02,
@@ -35,7 +41,6 @@ def measure(
         (Aspect.FORGETTING, Side.ABOVE, Verdict.RESIDUAL),
         (Aspect.FORGETTING, Side.BELOW, Verdict.OVER_FORGOTTEN),
         (Aspect.CLOSENESS, Side.BELOW, Verdict.INDISTINGUISHABLE),
-        (Aspect.UTILITY, Side.BELOW, Verdict.UTILITY_LOST),
         (Aspect.UTILITY, Side.ABOVE, Verdict.INDISTINGUISHABLE),
         (Aspect.DISTANCE, Side.BELOW, Verdict.INDISTINGUISHABLE),
         (Aspect.SUMMARY, Side.BELOW, Verdict.INDISTINGUISHABLE),
@@ -49,6 +54,13 @@ def test_what_a_deviation_means(aspect: Aspect, side: Side, verdict: Verdict):
     assert found is verdict
     assert sentence
     assert bool(findings) == (verdict is not Verdict.INDISTINGUISHABLE)
+
+
+@pytest.mark.parametrize(("original", "verdict"), [(0.9, Verdict.UTILITY_LOST), (0.5, Verdict.RESIDUAL)])
+def test_utility_that_retraining_would_have_gained_is_not_lost(original: float, verdict: Verdict):
+    low = measure(Aspect.UTILITY, Side.BELOW, original=original)
+
+    assert judge([low], [], oracles=3)[0] is verdict
 
 
 @pytest.mark.parametrize(("distance", "verdict"), [(0.1, Verdict.RESIDUAL), (0.9, Verdict.OVER_FORGOTTEN)])

@@ -1,8 +1,8 @@
 """Membership inference, example by example: attacks that give scores, and what scores show.
 
 A score is larger for an example that the audited model was trained on. Signals are logits of a probability,
-log(p / (1 - p)), as `Task.signal` gives them; they are clipped to ±100, which no probability of a network in single
-precision exceeds, so that a masked logit stays a number. Scores of forget examples are then held against scores of
+log(p / (1 - p)), as `Task.signal` gives them; they are clipped to ±100, about the range of a probability in single
+precision, so that a masked logit stays a number. Scores of forget examples are then held against scores of
 examples that were never seen, or against scores that an oracle which took no part in the references gives to the same
 forget examples.
 """
@@ -135,13 +135,13 @@ def rmia(
     if not 1 <= gamma < np.inf:
         raise SettingError(f"gamma must be at least 1 and finite, not {gamma!r}")
     own, outside = usable_signals("audited", audited, 1), usable_signals("population", population, 1)
-    out = _references("oracles", oracles, len(own))
+    out = usable_references("oracle", oracles, len(own))
     if shadows is None:
         average = _offline(_mean_log_probability(out), offline_a)
     else:
-        inside = _references("shadows", shadows, len(own))
+        inside = usable_references("shadow", shadows, len(own))
         average = np.logaddexp(_mean_log_probability(inside), _mean_log_probability(out)) - np.log(2)
-    elsewhere = _references("population_oracles", population_oracles, len(outside))
+    elsewhere = usable_references("oracles' population", population_oracles, len(outside))
     gained = special.log_expit(own) - average
     compared = np.sort(special.log_expit(outside) - _offline(_mean_log_probability(elsewhere), offline_a))
     return np.searchsorted(compared, gained - np.log(gamma), side="right") / len(compared)
@@ -171,8 +171,8 @@ def u_lira(audited: ArrayLike, unlearned: ArrayLike, oracles: ArrayLike, *, per_
         ReferenceModelError: The oracles agree exactly on every example.
     """
     own = usable_signals("audited", audited, 1)
-    inside = _references("unlearned", unlearned, len(own), fewest=2)
-    outside = _references("oracles", oracles, len(own), fewest=2)
+    inside = usable_references("unlearned", unlearned, len(own), fewest=2)
+    outside = usable_references("oracle", oracles, len(own), fewest=2)
     return _likelihood_ratio(own, inside, outside, per_example_from)
 
 
@@ -191,8 +191,8 @@ def u_lira_left_out(unlearned: ArrayLike, oracles: ArrayLike, *, per_example_fro
         Scores of the unlearned models and of the oracles, each (pairs, examples); there are as many pairs as models
         of the rarer kind.
     """
-    inside = _references("unlearned", unlearned, None, fewest=3)
-    outside = _references("oracles", oracles, inside.shape[1], fewest=3)
+    inside = usable_references("unlearned", unlearned, None, fewest=3)
+    outside = usable_references("oracle", oracles, inside.shape[1], fewest=3)
     scores = [
         [
             _likelihood_ratio(own, np.delete(inside, pair, 0), np.delete(outside, pair, 0), per_example_from)
@@ -290,7 +290,7 @@ def epsilon_lower_bounds(forget: Floats, unseen: Floats, *, delta: float = 1e-5)
     (epsilon, delta)-indistinguishability bounds the share of one group beyond any threshold by e^epsilon times the
     share of the other, plus delta. Thresholds are the scores with 0, 1, 2, 4, ... of their own group beyond, for both
     groups and both directions. These ranks do not depend on the scores, so that a Clopper-Pearson bound holds for each,
-    and Bonferroni's correction for all of them together.
+    and Bonferroni's correction for all of them together. Ties are broken at random, with a fixed seed.
 
     Args:
         forget: (scores, ...)
@@ -303,7 +303,8 @@ def epsilon_lower_bounds(forget: Floats, unseen: Floats, *, delta: float = 1e-5)
     if not 0 <= delta < 1:
         raise SettingError(f"delta must be at least 0 and below 1, not {delta!r}")
     error = _error_of_one_rate(len(forget), len(unseen))
-    sides = ((forget, unseen), (unseen, forget), (-forget, -unseen), (-unseen, -forget))
+    seen, others = np.split(_ranks_of(np.concatenate([forget, unseen])), [len(forget)])
+    sides = ((seen, others), (others, seen), (-seen, -others), (-others, -seen))
     return np.max([_tail_bound(common, rare, delta, error) for common, rare in sides], axis=0)
 
 
@@ -326,21 +327,28 @@ def usable_signals(name: str, values: ArrayLike, axes: int) -> Floats:
     return np.clip(signals, -SIGNAL_LIMIT, SIGNAL_LIMIT)
 
 
+def usable_references(name: str, values: ArrayLike, examples: int | None, fewest: int = 1) -> Floats:
+    """Signals of several models, (models, examples), as `usable_signals`.
+
+    Raises:
+        SettingError: There are fewer than `fewest` models.
+        ShapeError: They are not of `examples` examples.
+        NonFiniteDataError: One is NaN.
+    """
+    signals = usable_signals(name, values, 2)
+    if len(signals) < fewest:
+        raise SettingError(f"at least {fewest} {name} models are needed, not {len(signals)}; train or pass more")
+    if examples is not None and signals.shape[1] != examples:
+        raise ShapeError(f"the {name} signals are of {signals.shape[1]} examples, the others of {examples}")
+    return signals
+
+
 def clopper_pearson(successes: int, count: int) -> Interval:
     """Exact 95 % interval of a share. Source: Clopper & Pearson 1934."""
     error = (1 - LEVEL) / 2
     return Interval(
         low=float(_share_at_least(successes, count, error)), high=float(_share_at_most(successes, count, error))
     )
-
-
-def _references(name: str, values: ArrayLike, examples: int | None, fewest: int = 1) -> Floats:
-    signals = usable_signals(name, values, 2)
-    if len(signals) < fewest:
-        raise SettingError(f"the attack needs at least {fewest} models as {name}, not {len(signals)}")
-    if examples is not None and signals.shape[1] != examples:
-        raise ShapeError(f"the {name} signals are of {signals.shape[1]} examples, the others of {examples}")
-    return signals
 
 
 def _scores(name: str, values: ArrayLike) -> Floats:
@@ -417,7 +425,7 @@ def _share(successes: int, count: int) -> Estimate:
 def _roc_curve(seen: Floats, others: Floats) -> RocCurve:
     thresholds = np.unique(others)[::-1]
     false, true = (
-        np.append(1 - np.searchsorted(np.sort(scores), thresholds, side="right") / len(scores), 1.0)
+        np.append(len(scores) - np.searchsorted(np.sort(scores), thresholds, side="right"), len(scores)) / len(scores)
         for scores in (others, seen)
     )
     kept = np.arange(len(false))
@@ -437,7 +445,13 @@ def _error_of_one_rate(forget: int, unseen: int) -> float:
     return (1 - LEVEL) / (4 * (len(_ranks(forget)) + len(_ranks(unseen))))
 
 
-def _tail_bound(common: Floats, rare: Floats, delta: float, error: float) -> Floats:
+def _ranks_of(pooled: Floats) -> NDArray[np.int64]:
+    """Ranks along the first axis. Whole ties on one side of a threshold would leave nothing between its rates."""
+    order = np.lexsort((np.random.default_rng(0).random(pooled.shape), pooled), axis=0)
+    return np.argsort(order, axis=0)
+
+
+def _tail_bound(common: NDArray[np.int64], rare: NDArray[np.int64], delta: float, error: float) -> Floats:
     ranks = _ranks(len(rare))
     thresholds = np.sort(rare, axis=0)[::-1][ranks]
     beyond = (common[None] > thresholds[:, None]).sum(1)  # (ranks, ...)

@@ -2,45 +2,24 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 from torch import nn
 
-from expunge.audit.comparison import Comparison, Margins
+from expunge.audit.comparison import Comparison
 from expunge.audit.decision import Spread
 from expunge.audit.distances import answers, layer_distances
 from expunge.audit.evidence import Cost, Estimate, Evidence, Interval
 from expunge.audit.portrait import FORGET, Portrait, Sitting
 from expunge.audit.references import Oracles
-from expunge.audit.relearning import Relearning
+from expunge.audit.settings import AuditSettings
 from expunge.audit.verdict import judge
 from expunge.errors import MissingNeedError, ReferenceModelError
 from expunge.problem import Problem
-from expunge.settings import require_whole
 from expunge.storage import digest_model
 from expunge.training import Execution, Run, bar, reproducible
 from expunge.unlearning import Record, Unlearned
-
-
-@dataclass(frozen=True)
-class AuditSettings:
-    """How thoroughly and how strictly to audit.
-
-    Args:
-        relearning: The relearning test.
-        margins: How far from the oracles still counts as equal.
-        examples: At most so many examples of each set are looked at.
-    """
-
-    relearning: Relearning = field(default_factory=Relearning)
-    margins: Margins = field(default_factory=Margins)
-    examples: int = 10_000
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        require_whole(self, "examples")
-
 
 _SETTINGS = TypeAdapter(AuditSettings)
 
@@ -83,7 +62,7 @@ class References:
         ):
             run = Run(problem.task, seed, execution)
             given = {name: data for name, data in sets.items() if data is not None}
-            sitting = Sitting.prepare(run, given, settings.examples, settings.relearning)
+            sitting = Sitting.prepare(run, run.frozen(problem.model), given, settings)
             portraits: list[Portrait] = []
             for model in (problem.model, *models.models):
                 portraits.append(sitting.portray(run.frozen(model)))

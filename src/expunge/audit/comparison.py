@@ -10,43 +10,17 @@ from numpy.typing import NDArray
 from expunge.audit.decision import Spread, harmful_gap, settle
 from expunge.audit.distances import mean_divergence, tug_of_war
 from expunge.audit.evidence import Aspect, Curve, Interval, Measure, Side
+from expunge.audit.neighbours import NEIGHBOURS
 from expunge.audit.portrait import FORGET, Observation, Portrait
 from expunge.audit.probe import ONE_SHOT
-from expunge.audit.relearning import PLAIN, REFITTED, Relearning
+from expunge.audit.relearning import PLAIN, Relearning
+from expunge.audit.settings import Margins
 from expunge.audit.statistics import Quantity, mean_of
-from expunge.settings import require_at_least, require_between, require_positive
 from expunge.tasks import Task
 
 HOLDOUT, FORGOTTEN_KIND = "holdout", "holdout, forgotten kind"
 
 Figure = Callable[[Portrait], Quantity]
-
-
-@dataclass(frozen=True)
-class Margins:
-    """How strictly to compare.
-
-    Args:
-        share: A difference of shares (accuracy, Tug-of-War) that is never held against a model.
-        divergence: The same for divergences, in nats.
-        equivalent_share: A difference of shares up to which a model counts as equivalent to retraining.
-        equivalent_after: The same for shares after a model was trained again or probed, which vary more.
-        equivalent_divergence: The same for divergences, in nats.
-        error_rate: Chance that a retrained model would show any deviation at all.
-    """
-
-    share: float = 0.02
-    divergence: float = 0.005
-    equivalent_share: float = 0.1
-    equivalent_after: float = 0.2
-    equivalent_divergence: float = 0.03
-    error_rate: float = 0.05
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        require_at_least(self, 0, "share", "divergence")
-        require_positive(self, "equivalent_share", "equivalent_after", "equivalent_divergence")
-        require_between(self, 0, 1, "error_rate")
 
 
 @dataclass(frozen=True)
@@ -66,8 +40,10 @@ class Comparison:
             *self._qualities(),
             *self._divergences(),
             self._tug_of_war(),
-            *(self._relearned(name) for name in (PLAIN, REFITTED)),
+            *(self._relearned(name) for name in self.original.relearning),
             *self._probed(),
+            *self._quantised(),
+            *self._near(),
         ]
         return settle(figures, self.margins.error_rate / 2)
 
@@ -87,7 +63,7 @@ class Comparison:
 
     def curves(self, settings: Relearning) -> list[Curve]:
         """Relearning curves."""
-        return [self._curve(name, settings.steps) for name in (PLAIN, REFITTED)]
+        return [self._curve(name, settings.steps) for name in self.original.relearning]
 
     @property
     def _gone(self) -> set[str]:
@@ -152,6 +128,24 @@ class Comparison:
         if self.original.recognised is not None:
             yield self._measure(ONE_SHOT, FORGET, Aspect.FORGETTING, figure, self.margins.equivalent_after)
 
+    def _quantised(self) -> Iterator[Measure]:
+        quality = next(iter(self.original.sets[FORGET].quality))
+        for bits in self.original.quantised:
+
+            def figure(portrait: Portrait, bits: int = bits) -> Quantity:
+                return mean_of(portrait.quantised[bits], self.seed)
+
+            name = f"{quality}, {bits}-bit weights"
+            yield self._measure(name, FORGET, Aspect.FORGETTING, figure, self.margins.equivalent_after)
+
+    def _near(self) -> Iterator[Measure]:
+        def figure(portrait: Portrait) -> Quantity:
+            return mean_of(cast(NDArray[np.float64], portrait.near), self.seed)
+
+        if self.original.near is not None:
+            quality = next(iter(self.original.sets[FORGET].quality))
+            yield self._measure(quality, NEIGHBOURS, Aspect.UTILITY, figure)
+
     def _measure(self, name: str, on: str, aspect: Aspect, figure: Figure, equivalent: float | None = None) -> Measure:
         divergence = aspect in (Aspect.DISTANCE, Aspect.CLOSENESS)
         margins = self.margins
@@ -182,7 +176,7 @@ class Comparison:
             [mean_of(values, self.seed).estimate() for values in portrait.relearning[name]]
             for portrait in (self.unlearned, self.original)
         )
-        threshold = 0.95 * float(self.original.relearning[PLAIN][0].mean())
+        threshold = 0.95 * float(self.original.relearning[PLAIN.name][0].mean())
         heights = {
             "unlearned": [point.value for point in unlearned],
             "original": [point.value for point in original],

@@ -8,8 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from expunge.audit.neighbours import neighbours
 from expunge.audit.probe import OneShotProbe
-from expunge.audit.relearning import Relearning, RelearningTest
+from expunge.audit.relearning import RelearningTest
+from expunge.audit.settings import AuditSettings
+from expunge.audit.stress import quantised
 from expunge.data import MapDataset, subset
 from expunge.tasks import Batch
 from expunge.training import Run, over_batches
@@ -51,12 +54,16 @@ class Portrait:
         relearning: For each form of the relearning test, quality at each of its steps, each (examples,).
         recognised: How often the features recognise each forget example after one other: (examples,); None where no
             kind was forgotten as a whole.
+        quantised: Headline quality on the forget set with weights rounded to so many bits: (examples,).
+        near: Headline quality on the retained examples nearest to the forget set, if asked for: (examples,).
     """
 
     sets: Mapping[str, Observation]
     outputs: Tensor
     relearning: Mapping[str, list[NDArray[np.float64]]]
     recognised: NDArray[np.float64] | None
+    quantised: Mapping[int, NDArray[np.float64]]
+    near: NDArray[np.float64] | None
 
 
 @dataclass(frozen=True)
@@ -67,13 +74,24 @@ class Sitting:
     sets: Mapping[str, MapDataset]
     relearning: RelearningTest
     probe: OneShotProbe
+    bits: tuple[int, ...]
+    near: MapDataset | None
 
     @classmethod
-    def prepare(cls, run: Run, sets: Mapping[str, MapDataset], examples: int, relearning: Relearning) -> "Sitting":
-        """Draw at most `examples` of each set, and what is relearned."""
-        test = RelearningTest.prepare(relearning, run, sets[FORGET], sets["retain"])
-        samples = {name: _sample(run, name, data, examples) for name, data in sets.items()}
-        return cls(run, samples, test, OneShotProbe.prepare(run, samples[FORGET], samples["retain"]))
+    def prepare(
+        cls, run: Run, original: nn.Module, sets: Mapping[str, MapDataset], settings: AuditSettings
+    ) -> "Sitting":
+        """Draw the examples of each set, what is relearned, and the neighbours of the forget set."""
+        samples = {name: _sample(run, name, data, settings.examples) for name, data in sets.items()}
+        forget, retain, count = samples[FORGET], samples["retain"], settings.neighbours
+        return cls(
+            run,
+            samples,
+            RelearningTest.prepare(settings.relearning, run, sets[FORGET], sets["retain"]),
+            OneShotProbe.prepare(run, forget, retain),
+            settings.bits,
+            neighbours(run, original, forget, retain, count) if count else None,
+        )
 
     def portray(self, model: nn.Module) -> Portrait:
         """Measure one model."""
@@ -83,6 +101,8 @@ class Sitting:
             outputs,
             self.relearning.curves(model),
             self.probe.recognised(model),
+            {bits: self._observe(quantised(model, bits), self.sets[FORGET]).headline for bits in self.bits},
+            None if self.near is None else self._observe(model, self.near).headline,
         )
 
     def _observe(self, model: nn.Module, dataset: MapDataset) -> Observation:

@@ -1,7 +1,8 @@
 """How fast a model learns the forget set again from a few of its examples.
 
 The plain test mostly measures the last layer: a large negative bias on a forgotten class passes it. So the same is
-done once more after the last layer has been refitted on those same examples, which shows what the features hold.
+done once more after the last layer has been refitted on those same examples, which shows what the features hold. And
+what was only suppressed may come back by training on retained data alone; that is tried in both forms too.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +20,26 @@ from expunge.training.batches import in_order
 from expunge.training.evaluation import EVALUATION_BATCH
 from expunge.training.seeds import generator
 
-PLAIN, REFITTED = "relearning", "relearning, head refitted"
+
+@dataclass(frozen=True)
+class Form:
+    """One form of the test.
+
+    Args:
+        name: As evidence and report call it.
+        from_forget: Whether forget examples are among those that are trained on.
+        refit: Whether the last layer is refitted first, on forget and retained examples.
+    """
+
+    name: str
+    from_forget: bool
+    refit: bool
+
+
+PLAIN = Form("relearning", from_forget=True, refit=False)
+REFITTED = Form("relearning, head refitted", from_forget=True, refit=True)
+RETAINED = Form("relearning from retained data", from_forget=False, refit=False)
+RETAINED_REFITTED = Form("relearning from retained data, head refitted", from_forget=False, refit=True)
 
 
 @dataclass(frozen=True)
@@ -33,6 +53,7 @@ class Relearning:
         learning_rate: Of Adam. Default 1e-3 (Chundawat et al. 2023, code of the anamnesis index).
         batch_size: Examples a step.
         measured_on: At most so many of the other forget examples.
+        retained_only: Also relearn from retained examples alone.
     """
 
     forget_examples: int = 100
@@ -41,6 +62,7 @@ class Relearning:
     learning_rate: float = 1e-3
     batch_size: int = 128
     measured_on: int = 1000
+    retained_only: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges, and that the steps increase."""
@@ -48,6 +70,11 @@ class Relearning:
         require_positive(self, "learning_rate")
         if len(self.steps) < 2 or self.steps[0] != 0 or list(self.steps) != sorted(set(self.steps)):
             raise SettingError(f"the steps of relearning must start at 0 and increase, not {self.steps}")
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """The forms that are carried out."""
+        return (PLAIN, REFITTED, RETAINED, RETAINED_REFITTED) if self.retained_only else (PLAIN, REFITTED)
 
 
 @dataclass(frozen=True)
@@ -76,8 +103,8 @@ class RelearningTest:
         return cls(settings, quiet, learned, subset(forget, order[count:][: settings.measured_on].sort().values))
 
     def curves(self, model: nn.Module) -> dict[str, list[NDArray[np.float64]]]:
-        """Quality of every measured example at each step, for the plain test and with the head refitted."""
-        return {name: self._curve(model, refit=name == REFITTED) for name in (PLAIN, REFITTED)}
+        """Quality of every measured example at each step, by the name of the form."""
+        return {form.name: self._curve(model, form) for form in self.settings.forms}
 
     def quality(self, model: nn.Module) -> NDArray[np.float64]:
         """Headline quality of a model on the measured examples: (examples,)."""
@@ -85,9 +112,9 @@ class RelearningTest:
         pieces = over_batches(self.run, model, self.measured, lambda m, b: next(iter(task.quality(m, b).values())))
         return torch.cat(pieces).double().numpy()
 
-    def _curve(self, model: nn.Module, *, refit: bool) -> list[NDArray[np.float64]]:
+    def _curve(self, model: nn.Module, form: Form) -> list[NDArray[np.float64]]:
         student = self.run.copy(model)
-        if refit:
+        if form.refit:
             batches = (batch for part in self.learned for batch in in_order(self.run.task, part, EVALUATION_BATCH))
             self.run.task.refit_head(student, map(self.run.to_device, batches))
         points = [self.quality(student)]
@@ -96,7 +123,8 @@ class RelearningTest:
             if step in self.settings.steps:
                 points.append(self.quality(student))
 
-        term = Term(self.learned, self.run.task.losses, batch_size=self.settings.batch_size)
+        trained_on = self.learned if form.from_forget else self.learned[1:]
+        term = Term(trained_on, self.run.task.losses, batch_size=self.settings.batch_size)
         optimizer = Optimizer(self.settings.learning_rate)
         self.run.train("relearn", student, [term], optimizer, steps=self.settings.steps[-1], watch=watch)
         return points

@@ -50,10 +50,11 @@ def _closer_to_original(measures: Sequence[Measure]) -> bool:
 
 def _finding(measure: Measure, *, closer_to_original: bool) -> Finding | None:
     toward = Verdict.RESIDUAL if closer_to_original else Verdict.OVER_FORGOTTEN
+    lost = Verdict.UTILITY_LOST if _worse_than_original(measure) else Verdict.RESIDUAL
     verdict = {
         (Aspect.FORGETTING, Side.ABOVE): Verdict.RESIDUAL,
         (Aspect.FORGETTING, Side.BELOW): Verdict.OVER_FORGOTTEN,
-        (Aspect.UTILITY, Side.BELOW): Verdict.UTILITY_LOST,
+        (Aspect.UTILITY, Side.BELOW): lost,
         (Aspect.DISTANCE, Side.ABOVE): toward,
     }.get((measure.aspect, measure.side))
     if verdict is None:
@@ -64,6 +65,11 @@ def _finding(measure: Measure, *, closer_to_original: bool) -> Finding | None:
         f"(corrected p = {measure.corrected_p_value:.2g}): {verdict.value}."
     )
     return Finding(verdict=verdict, text=text)
+
+
+def _worse_than_original(measure: Measure) -> bool:
+    """Whether utility was lost, and not just never gained: retraining may help where the forget set did harm."""
+    return measure.original is None or measure.unlearned.value < measure.original.value - measure.margin
 
 
 def _doubt(measure: Measure) -> str:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand
 
+from expunge.audit import Level
 from expunge.cli.demo import run_demo
 from expunge.cli.job_file import load_job
 from expunge.cli.loading import TRACEBACK, UNTOLD, named
@@ -103,11 +104,15 @@ def audit(
     oracles: Annotated[
         int | None, typer.Option(help="How many oracles to train; by default as in the job, or 5.")
     ] = None,
+    level: Annotated[
+        Level | None,
+        typer.Option(help="How thorough: 3, 10 or 20 oracles and ever more tests; by default as in the job."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the audit; by default the job's.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a run's model against models retrained without the forget set."""
-    _show(audit_run(folder, oracles=oracles, seed=seed, say=_say), as_json=as_json)
+    _show(audit_run(folder, oracles=oracles, level=level, seed=seed, say=_say), as_json=as_json)
 
 
 @app.command(cls=_Command)

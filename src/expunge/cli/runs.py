@@ -11,7 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import environment
 from pydantic import TypeAdapter
 
-from expunge.audit import AuditSettings, Evidence, audit
+from expunge.audit import AuditSettings, Evidence, Level, audit
 from expunge.audit.evidence import EVIDENCE_FILE
 from expunge.cli.job import JOB_FILE, Job
 from expunge.cli.job_file import load_job
@@ -102,7 +102,7 @@ def run_job(job: Job, folder: Path, *, resume: bool, say: Say) -> Outcome:
     return outcome
 
 
-def audit_run(folder: Path, *, oracles: int | None, seed: int | None, say: Say) -> Outcome:
+def audit_run(folder: Path, *, oracles: int | None, level: Level | None, seed: int | None, say: Say) -> Outcome:
     """Audit a saved run; its problem is read again from the job that was saved with it.
 
     Raises:
@@ -113,12 +113,14 @@ def audit_run(folder: Path, *, oracles: int | None, seed: int | None, say: Say) 
     job = load_job(folder / JOB_FILE)
     if job.recipe is None:
         raise MissingNeedError(f"an audit retrains oracles; add a `recipe` to {folder / JOB_FILE}")
-    settings, execution = audit_settings_of(job), execution_of(job)
+    settings = level.settings if level is not None else audit_settings_of(job)
+    execution = execution_of(job)
     ensure_writable(folder)
     say("Reading the data and the model")
     unlearned = _load(folder, prepare(job).problem, job)
-    count = oracles if oracles is not None else (job.audit.oracles if job.audit is not None else 5)
-    say(f"Auditing: training {count} oracles without the forget set, and measuring")
+    by_default = level.oracles if level is not None else job.audit.oracles if job.audit is not None else 5
+    count = oracles if oracles is not None else by_default
+    say(f"Auditing: training {count} oracles without the forget set, and measuring {count + 2} models")
     evidence = audit(
         unlearned,
         oracles=count,
