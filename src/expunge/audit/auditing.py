@@ -11,6 +11,8 @@ from expunge.audit.comparison import Comparison
 from expunge.audit.decision import Spread
 from expunge.audit.distances import answers, layer_distances
 from expunge.audit.evidence import Cost, Estimate, Evidence, Interval
+from expunge.audit.fleet import FleetSettings
+from expunge.audit.notes import notes_on
 from expunge.audit.portrait import FORGET, Portrait, Sitting
 from expunge.audit.references import Oracles
 from expunge.audit.settings import AuditSettings
@@ -34,6 +36,7 @@ class References:
     settings: AuditSettings
     original: Portrait
     portraits: Sequence[Portrait]
+    notes: Sequence[str] = ()
 
     @classmethod
     def prepare(
@@ -44,6 +47,7 @@ class References:
         seed: int = 0,
         settings: AuditSettings | None = None,
         execution: Execution | None = None,
+        fleet: FleetSettings | None = None,
     ) -> "References":
         """Train oracles where a number is given, and measure them and the original; see `audit`."""
         settings, execution = settings or AuditSettings(), execution or Execution()
@@ -53,7 +57,7 @@ class References:
                 raise MissingNeedError(f"an audit measures on the {name} set: give the problem `{name}=` a dataset")
         problem.check_labels()
         if isinstance(oracles, int):
-            models = Oracles.train(problem, oracles, seed, progress=execution.progress)
+            models = Oracles.train(problem, oracles, seed, progress=execution.progress, settings=fleet)
         else:
             models = Oracles(list(oracles))
         with (
@@ -67,7 +71,8 @@ class References:
             for model in (problem.model, *models.models):
                 portraits.append(sitting.portray(run.frozen(model)))
                 display.advance()
-        return cls(problem, models, sitting, settings, portraits[0], portraits[1:])
+            notes = notes_on(problem.task, given[FORGET], given["retain"], portraits[0], portraits[1:], seed)
+        return cls(problem, models, sitting, settings, portraits[0], portraits[1:], notes)
 
     def compare(self, unlearned: Unlearned) -> Evidence:
         """Measure an unlearned model and hold it against these references.
@@ -92,6 +97,9 @@ class References:
             measures=measures,
             groups=groups,
             curves=comparison.curves(self.settings.relearning),
+            membership=comparison.membership(),
+            places=comparison.places(),
+            notes=list(self.notes),
             answers=answers(
                 task, portrait.outputs, self.original.outputs, [oracle.outputs for oracle in self.portraits], seed
             ),
@@ -110,6 +118,7 @@ def audit(
     seed: int = 0,
     settings: AuditSettings | None = None,
     execution: Execution | None = None,
+    fleet: FleetSettings | None = None,
 ) -> Evidence:
     """Measure an unlearned model, its original and a set of oracles alike, and say how they compare.
 
@@ -122,6 +131,8 @@ def audit(
         seed: Of the oracles' training, of samples and of resampling.
         settings: Margins and sizes.
         execution: Device, precision, progress.
+        fleet: Where and in which way oracles are trained, and where they are kept for the next audit: by default in
+            the user's cache folder (see `expunge cache`); `FleetSettings(cache=False)` keeps none.
 
     Returns:
         The evidence, with a verdict.
@@ -130,7 +141,9 @@ def audit(
         MissingNeedError: There is no forget set, no retain set, or no recipe where oracles are to be trained.
         ReferenceModelError: The recipe failed, or its oracles are identical.
     """
-    references = References.prepare(unlearned.problem, oracles, seed=seed, settings=settings, execution=execution)
+    references = References.prepare(
+        unlearned.problem, oracles, seed=seed, settings=settings, execution=execution, fleet=fleet
+    )
     return references.compare(unlearned)
 
 

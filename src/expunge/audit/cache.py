@@ -50,7 +50,7 @@ _READERS = {
     "default_rng",
 }  # fmt: skip
 """Names in a function which mean that its result may follow from a file, a clock, or the machine."""
-_NOT_STRUCTURE = {"_parameters", "_buffers", "_modules", "training"}
+_NOT_STRUCTURE = {"_parameters", "_buffers", "_modules", "training", "_is_accelerate_prepared"}
 _LOOKUPS = {"getattr", "vars", "dir"}
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made at run time, as Python code makes them
 _SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType)

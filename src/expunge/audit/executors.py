@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+import cloudpickle
 import joblib
 import torch
-from joblib.externals import cloudpickle  # pyright: ignore[reportAttributeAccessIssue]
 from torch import nn
 from torch.utils.data import TensorDataset
 

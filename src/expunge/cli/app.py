@@ -12,6 +12,7 @@ from rich.markup import escape
 from typer.core import TyperCommand
 
 from expunge.audit import Level
+from expunge.cli.cache import cache_facts, print_cache
 from expunge.cli.demo import run_demo
 from expunge.cli.job_file import load_job
 from expunge.cli.loading import TRACEBACK, UNTOLD, named
@@ -134,6 +135,19 @@ def demo(
 ) -> None:
     """Train a small network on handwritten digits, make it forget one, and audit that."""
     _show(run_demo(output, oracles=oracles, seed=seed, say=_say), as_json=as_json)
+
+
+@app.command(cls=_Command)
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all that is kept.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the folder in which trained reference models are kept, or empty it."""
+    facts = cache_facts(empty=clear)
+    if as_json:
+        _print_json(facts)
+    else:
+        print_cache(_console(), facts)
 
 
 def _show(outcome: Outcome, *, as_json: bool) -> None:
