@@ -204,9 +204,8 @@ def _objection(recipe: Supervised, jobs: Sequence[TrainingJob]) -> str | None:
     for module in network.modules():
         if isinstance(module, _NormBase) and module.track_running_stats:
             return f"the network keeps batch statistics ({type(module).__name__}), which would have to differ by model"
-    shortest = min(len(job.dataset) for job in jobs)
     try:
-        fleet = _Fleet(recipe, [job for job in jobs if len(job.dataset) == shortest])
+        fleet = _Fleet(recipe, [job for job in jobs if len(job.dataset) == len(jobs[0].dataset)])
         batch = next(fleet.batches())
         before = {name: buffer.clone() for name, buffer in network.named_buffers()}
         fleet.losses(batch).sum().backward()

@@ -122,7 +122,10 @@ class Cache:
 
     def load_model(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Weights and what is noted of them, or None where there are none; a damaged entry is discarded."""
-        return self._load(self._file(_MODELS, name))
+        found = self._load(self._file(_MODELS, name))
+        if found is not None:  # a kill may have come between saving a model and removing its checkpoints
+            shutil.rmtree(self.checkpoints(name), ignore_errors=True)
+        return found
 
     def save_model(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Keep weights; what interrupted training of them left is removed.

@@ -148,11 +148,12 @@ class Fleet:
         for number, finished in results.items():
             distinct.require(number, cast(nn.Module, finished.model))
         missing = [number for number in range(len(jobs)) if number not in results]
+        chosen = [jobs[number] for number in missing]
         with bar(self.title, len(jobs), done=cached, enabled=progress) as display:
-            executor, choice = choose(recipe, [jobs[number] for number in missing], settings)
-            display.advance(0, choice.executor)
-            chosen = [jobs[number] for number in missing]
-            for result in executor.train(recipe, chosen, lambda note: display.advance(0, note)):
+            display.advance(0, "choosing the fastest way")
+            executor, choice = choose(recipe, chosen, settings)
+            coming = executor.train(recipe, chosen, lambda note: display.advance(0, note)) if chosen else ()
+            for result in coming:
                 number = missing[result.number]
                 finished = _sound(result, jobs[number], choice)
                 shelf.save(number, finished)
@@ -245,6 +246,8 @@ def _seconds_a_step(executor: Executor, recipe: Supervised, jobs: Sequence[Train
 
 def _sound(result: Finished, job: TrainingJob, choice: Choice | None) -> Finished:
     error = result.error
+    if isinstance(error, ReferenceModelError):
+        raise error
     if error is not None or result.model is None:
         named = type(error).__name__ if isinstance(error, Exception) else str(error)
         raise ReferenceModelError(
