@@ -66,6 +66,7 @@ def test_the_measures_are_those_that_are_promised(evidence: Evidence):
         ("accuracy, 8-bit weights", "forget"),
         ("accuracy, 4-bit weights", "forget"),
         ("accuracy", "retain, nearest to forget"),
+        ("membership (RMIA), area", "forget"),
     ]
     assert [measure.on for measure in evidence.groups] == [str(digit) for digit in range(10)]
     assert [len(curve.unlearned) for curve in evidence.curves] == [4, 4]

@@ -435,6 +435,11 @@ def test_a_trial_takes_the_faster_way_and_keeps_what_it_measured(monkeypatch: py
     assert slower.executor == "in-process", "a gain that small may be noise"
 
 
+def test_a_trial_that_fails_decides_nothing() -> None:
+    diverging = recipe(epochs=100, optimizer=Optimizer(1e30, Algorithm.SGD))
+    assert choose(diverging, jobs(8, 100), FleetSettings())[1].reason == "a trial of a few steps failed"
+
+
 def test_a_trial_measures(tmp_path: Path) -> None:
     result = Fleet(recipe(epochs=40), jobs(6, 100)).train(FleetSettings(cache=tmp_path), progress=False)
     assert set(result.choice.expected_seconds) == {"in-process", "batched"}

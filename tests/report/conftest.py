@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from expunge.audit.attacks import evaluate_attack
 from expunge.audit.decision import Spread, harmful_gap, settle
 from expunge.audit.evidence import (
     Answers,
@@ -17,6 +18,7 @@ from expunge.audit.evidence import (
     Interval,
     LayerDistance,
     Measure,
+    Membership,
     Side,
     Verdict,
 )
@@ -146,6 +148,7 @@ def evidence(record: Record) -> Evidence:
         measure("relearning, mean", "forget", forgetting, 0.694, 0.986, [0.26, 0.222, 0.288, 0.244]),
     ]  # fmt: skip
     assert measures[-1].side is Side.ABOVE
+    attack = evaluate_attack(random.normal(0.5, 1, 130), random.normal(0, 1, 46))
     return Evidence(
         verdict=Verdict.RESIDUAL,
         sentence="The forget set still has an influence that retraining would have removed.",
@@ -164,6 +167,9 @@ def evidence(record: Record) -> Evidence:
         measures=measures,
         groups=groups,
         curves=curves,
+        membership=[Membership(attack="membership (RMIA)", unlearned=attack, oracles=[0.48, 0.51, 0.5, 0.53])],
+        places=None,
+        notes=["oracle 2 reaches 0.700 on the retain set"],
         answers=Answers(
             kinds=[str(digit) for digit in range(10)],
             unlearned=[estimate(value) for value in (0.02, 0.06, 0.13, 0.03, 0.01, 0.24, 0.01, 0.07, 0.23, 0.2)],

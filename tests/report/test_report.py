@@ -87,8 +87,8 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_page_is_well_formed_and_its_ids_are_unique(html: str) -> None:
     page = Page(html)
-    assert page.elements["svg"] == page.elements["figure"] == page.elements["figcaption"] == 6
-    assert page.elements["title"] == 7  # the page's and one a figure
+    assert page.elements["svg"] == page.elements["figure"] == page.elements["figcaption"] == 7
+    assert page.elements["title"] == 8  # the page's and one a figure
     assert [name for name, times in page.ids.items() if times > 1] == []
 
 
@@ -223,7 +223,7 @@ def test_cost_is_told_as_a_share(html: str, evidence: Evidence) -> None:
 
 def only(evidence: Evidence, **kept: Any) -> Evidence:
     """Evidence in which all that can be missing is missing, but for what is given."""
-    bare = {"measures": [], "groups": [], "answers": None, "curves": [], "layers": [], "findings": []}
+    bare = {"measures": [], "groups": [], "answers": None, "curves": [], "layers": [], "findings": [], "membership": []}
     cost = changed(evidence.cost, oracle_seconds=[], share_of_retraining=None)
     return changed(evidence, **bare | {"cost": cost} | kept)
 
@@ -237,14 +237,15 @@ def only(evidence: Evidence, **kept: Any) -> Evidence:
         ("curves", "No relearning test was made."),
         ("cost", "the oracles were not trained here"),
         ("layers", "The evidence holds no distances between weights."),
+        ("membership", "Membership of single examples was not attacked."),
     ],
 )
 def test_a_missing_part_becomes_a_sentence(record: Record, evidence: Evidence, part: str, sentence: str) -> None:
     alone = Page(render(record, only(evidence, **{part: getattr(evidence, part)})))
-    assert (alone.elements["svg"], alone.elements["figure"]) == (1, 6)
+    assert (alone.elements["svg"], alone.elements["figure"]) == (1, 7)
     assert sentence not in words(alone.text)
     without = Page(render(record, only(evidence)))
-    assert (without.elements["svg"], without.elements["figure"]) == (0, 6)
+    assert (without.elements["svg"], without.elements["figure"]) == (0, 7)
     assert sentence in words(without.text)
     assert "There are no findings." in words(without.text)
 
@@ -271,7 +272,7 @@ def test_one_oracle_or_none_is_enough_to_draw(record: Record, evidence: Evidence
             answers=changed(evidence.answers, oracles=evidence.answers.oracles[:kept]),
             layers=[changed(layer, oracles=layer.oracles[:kept]) for layer in evidence.layers],
         )
-        assert Page(render(record, few)).elements["svg"] == 6
+        assert Page(render(record, few)).elements["svg"] == 7
 
 
 def test_a_run_without_audit_says_that_nothing_is_known(record: Record) -> None:

@@ -11,11 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict
 from scipy import special, stats
 
-from expunge.audit.decision import LEVEL
-from expunge.audit.evidence import Estimate, Interval
+from expunge.audit.intervals import LEVEL, Estimate, Interval, Part
 from expunge.errors import DataError, LabelError, NonFiniteDataError, ReferenceModelError, SettingError, ShapeError
 
 Floats = NDArray[np.float64]
@@ -25,18 +23,14 @@ LOW_RATES = (0.001, 0.01)
 _ROC_POINTS = 200
 
 
-class _Result(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class OperatingPoint(_Result):
+class OperatingPoint(Part):
     """An attack at one threshold; intervals by Clopper-Pearson."""
 
     true_positive_rate: Estimate
     false_positive_rate: Estimate
 
 
-class LowRate(_Result):
+class LowRate(Part):
     """The best that an attack reaches with at most so many false positives; None where there are too few unseen.
 
     Attributes:
@@ -50,14 +44,14 @@ class LowRate(_Result):
     below: OperatingPoint | None
 
 
-class RocCurve(_Result):
+class RocCurve(Part):
     """At each false positive rate the largest true positive rate; all points at low rates, then fewer."""
 
     false_positive_rates: list[float]
     true_positive_rates: list[float]
 
 
-class EpsilonBound(_Result):
+class EpsilonBound(Part):
     """What scores show of epsilon.
 
     Attributes:
@@ -71,7 +65,7 @@ class EpsilonBound(_Result):
     delta: float
 
 
-class AttackEvaluation(_Result):
+class AttackEvaluation(Part):
     """What an attack's scores show.
 
     Attributes:

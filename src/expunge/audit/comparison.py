@@ -2,14 +2,19 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.audit.decision import Spread, harmful_gap, settle
+from expunge.audit.attacks import AttackEvaluation
+from expunge.audit.decision import FEWEST_ORACLES, Spread, harmful_gap, settle
 from expunge.audit.distances import mean_divergence, tug_of_war
-from expunge.audit.evidence import Aspect, Curve, Interval, Measure, Side
+from expunge.audit.evidence import Aspect, Curve, Measure, Membership, Side
+from expunge.audit.intervals import Interval
+from expunge.audit.margins import MarginPlace, place_among_oracles
+from expunge.audit.membership import HOLDOUT, MembershipTest
 from expunge.audit.neighbours import NEIGHBOURS
 from expunge.audit.portrait import FORGET, Observation, Portrait
 from expunge.audit.probe import ONE_SHOT
@@ -18,7 +23,8 @@ from expunge.audit.settings import Margins
 from expunge.audit.statistics import Quantity, mean_of
 from expunge.tasks import Task
 
-HOLDOUT, FORGOTTEN_KIND = "holdout", "holdout, forgotten kind"
+FORGOTTEN_KIND = "holdout, forgotten kind"
+RMIA = "membership (RMIA)"
 
 Figure = Callable[[Portrait], Quantity]
 
@@ -44,6 +50,7 @@ class Comparison:
             *self._probed(),
             *self._quantised(),
             *self._near(),
+            *self._membership(),
         ]
         return settle(figures, self.margins.error_rate / 2)
 
@@ -145,6 +152,45 @@ class Comparison:
         if self.original.near is not None:
             quality = next(iter(self.original.sets[FORGET].quality))
             yield self._measure(quality, NEIGHBOURS, Aspect.UTILITY, figure)
+
+    @cached_property
+    def attacks(self) -> tuple[AttackEvaluation, AttackEvaluation, list[AttackEvaluation]] | None:
+        """A membership attack on the unlearned model, the original, and each oracle with the others as references."""
+        test = MembershipTest.prepare(self.unlearned, self.seed)
+        if test is None:
+            return None
+        return (
+            test.attack(self.unlearned, self.oracles),
+            test.attack(self.original, self.oracles),
+            [test.attack(oracle, [other for other in self.oracles if other is not oracle]) for oracle in self.oracles],
+        )
+
+    def membership(self) -> list[Membership]:
+        """The attack in full."""
+        if self.attacks is None:
+            return []
+        unlearned, _, oracles = self.attacks
+        return [Membership(attack=RMIA, unlearned=unlearned, oracles=[oracle.auc.value for oracle in oracles])]
+
+    def places(self) -> MarginPlace | None:
+        """Where the unlearned model's confidence in each forget example lies; of three oracles at least."""
+        if len(self.oracles) < FEWEST_ORACLES:
+            return None
+        signals = np.stack([oracle.sets[FORGET].signals for oracle in self.oracles])
+        return place_among_oracles(self.unlearned.sets[FORGET].signals, signals)
+
+    def _membership(self) -> Iterator[Measure]:
+        if self.attacks is None:
+            return
+        portraits = [self.unlearned, self.original, *self.oracles]
+        found = [self.attacks[0], self.attacks[1], *self.attacks[2]]
+        areas = {id(portrait): attack.auc for portrait, attack in zip(portraits, found, strict=True)}
+
+        def figure(portrait: Portrait) -> Quantity:
+            area = areas[id(portrait)]
+            return Quantity(area.value, lambda: area.interval)
+
+        yield self._measure(f"{RMIA}, area", FORGET, Aspect.FORGETTING, figure)
 
     def _measure(self, name: str, on: str, aspect: Aspect, figure: Figure, equivalent: float | None = None) -> Measure:
         divergence = aspect in (Aspect.DISTANCE, Aspect.CLOSENESS)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from expunge.audit.evidence import Aspect, Interval, Measure, Side
+from expunge.audit.evidence import Aspect, Measure, Side
+from expunge.audit.intervals import LEVEL, Interval
 
-LEVEL = 0.95
 FEWEST_ORACLES = 3
 _MOST_ORACLES = 1000
 

@@ -4,34 +4,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from expunge.audit.attacks import AttackEvaluation
+from expunge.audit.intervals import Estimate, Interval, Part
+from expunge.audit.margins import MarginPlace
 from expunge.errors import SavedModelError
 from expunge.storage import write_json
 
 EVIDENCE_FILE = "evidence.json"
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Interval(_Part):
-    """A range with its ends."""
-
-    low: float
-    high: float
-
-    def __contains__(self, value: float) -> bool:
-        """Whether a value lies inside, ends included."""
-        return self.low <= value <= self.high
-
-
-class Estimate(_Part):
-    """A figure and its 95 % interval over examples."""
-
-    value: float
-    interval: Interval
 
 
 class Aspect(StrEnum):
@@ -64,7 +45,7 @@ class Side(StrEnum):
     UNDECIDED = "undecided"
 
 
-class Measure(_Part):
+class Measure(Part):
     """One figure of the unlearned model beside the same figure of the oracles.
 
     Attributes:
@@ -100,7 +81,7 @@ class Measure(_Part):
     oracles_needed: int | None = None
 
 
-class Curve(_Part):
+class Curve(Part):
     """Quality on forget examples while a model is trained again on a few others of them.
 
     Attributes:
@@ -124,7 +105,21 @@ class Curve(_Part):
     relearn_steps: dict[str, int | None]
 
 
-class Answers(_Part):
+class Membership(Part):
+    """A membership attack on single examples, on the unlearned model and on each oracle.
+
+    Attributes:
+        attack: Its name.
+        unlearned: What the attack's scores show.
+        oracles: Area under the ROC curve of the same attack on each oracle.
+    """
+
+    attack: str
+    unlearned: AttackEvaluation
+    oracles: list[float]
+
+
+class Answers(Part):
     """How often each kind of answer is given on the forget set: mean predicted probability of each class.
 
     Attributes:
@@ -140,7 +135,7 @@ class Answers(_Part):
     oracles: list[list[float]]
 
 
-class LayerDistance(_Part):
+class LayerDistance(Part):
     """Distance of a layer's weights from the original's, over the original's norm.
 
     Attributes:
@@ -156,7 +151,7 @@ class LayerDistance(_Part):
     band: Interval
 
 
-class Cost(_Part):
+class Cost(Part):
     """What unlearning cost beside retraining.
 
     Attributes:
@@ -184,7 +179,7 @@ class Verdict(StrEnum):
     INCONCLUSIVE = "inconclusive"
 
 
-class Finding(_Part):
+class Finding(Part):
     """One deviation from retraining and what it counts as, or one measure that could not be decided."""
 
     verdict: Verdict
@@ -195,7 +190,7 @@ class Finding(_Part):
         return self.text
 
 
-class Evidence(_Part):
+class Evidence(Part):
     """All that an audit found.
 
     Attributes:
@@ -205,9 +200,12 @@ class Evidence(_Part):
         measures: On whole sets.
         groups: The same, by group (such as class) of the holdout or of the training data.
         curves: Relearning.
+        membership: Attacks on single examples; empty where there are too few unseen examples of the same kind.
+        places: Where the unlearned model's confidence in each forget example lies among the oracles'.
         answers: Prediction distribution on the forget set; absent where a task has no kinds of answer.
         layers: Weight distances.
         cost: Beside retraining.
+        notes: What a reader must know about the evidence, such as duplicates of forget examples among retained ones.
         settings: Of the audit.
         seed: Of the audit.
         result_digest: Of the unlearned model; ties the evidence to its record.
@@ -220,9 +218,12 @@ class Evidence(_Part):
     measures: list[Measure]
     groups: list[Measure]
     curves: list[Curve]
+    membership: list[Membership]
+    places: MarginPlace | None
     answers: Answers | None
     layers: list[LayerDistance]
     cost: Cost
+    notes: list[str]
     settings: dict[str, Any]
     seed: int
     result_digest: str

@@ -8,22 +8,16 @@ margin passes where that margin is within the oracles' range.
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict
 from scipy import special, stats
 
 from expunge.audit.attacks import Floats, epsilon_lower_bounds, usable_references, usable_signals
-from expunge.audit.decision import LEVEL
-from expunge.audit.evidence import Estimate, Interval
+from expunge.audit.intervals import LEVEL, Estimate, Interval, Part
 from expunge.errors import ReferenceModelError, SettingError
 
 _BINS, _EMPTY, _CHUNK = 20, 1e-5, 500
 
 
-class _Result(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Percentiles(_Result):
+class Percentiles(Part):
     """Percentiles over examples; each interval is over examples, the models held fixed."""
 
     median: Estimate
@@ -36,7 +30,7 @@ class Percentiles(_Result):
         return self.median.value, self.percentile_95.value, self.percentile_99.value
 
 
-class MarginDivergence(_Result):
+class MarginDivergence(Part):
     """KLoM: divergence of the unlearned models' margins from the oracles', in nats.
 
     Attributes:
@@ -55,7 +49,7 @@ class MarginDivergence(_Result):
     p_values: tuple[float, float, float]
 
 
-class MarginPlace(_Result):
+class MarginPlace(Part):
     """One model's place among the oracles, the surrogate for KLoM where there is a single unlearned model.
 
     Attributes:

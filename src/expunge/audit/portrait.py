@@ -28,10 +28,12 @@ class Observation:
     Attributes:
         quality: Measures by name, headline first, each (examples,).
         groups: (examples,) name of the group of each example.
+        signals: (examples,) what a membership attack looks at, larger for members.
     """
 
     quality: Mapping[str, NDArray[np.float64]]
     groups: NDArray[np.str_]
+    signals: NDArray[np.float64]
 
     @property
     def headline(self) -> NDArray[np.float64]:
@@ -106,12 +108,15 @@ class Sitting:
         )
 
     def _observe(self, model: nn.Module, dataset: MapDataset) -> Observation:
-        def measure(model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], list[str]]:
-            return dict(self.run.task.quality(model, batch)), list(self.run.task.groups(batch))
+        task = self.run.task
+
+        def measure(model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], Tensor, list[str]]:
+            return dict(task.quality(model, batch)), task.signal(model, batch), list(task.groups(batch))
 
         pieces = over_batches(self.run, model, dataset, measure)
         quality = {name: torch.cat([piece[0][name] for piece in pieces]).double().numpy() for name in pieces[0][0]}
-        return Observation(quality, np.asarray([group for piece in pieces for group in piece[1]]))
+        signals = torch.cat([piece[1] for piece in pieces]).double().numpy()
+        return Observation(quality, np.asarray([group for piece in pieces for group in piece[2]]), signals)
 
 
 def _sample(run: Run, name: str, dataset: MapDataset, count: int) -> MapDataset:

@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from expunge.audit.decision import LEVEL
-from expunge.audit.evidence import Estimate, Interval
+from expunge.audit.intervals import LEVEL, Estimate, Interval
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 

@@ -1,9 +1,10 @@
-"""The six figures of the page."""
+"""The figures of the page."""
 
 # pyright: reportUnknownMemberType=false
 # Matplotlib's own annotations leave keyword arguments open.
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from expunge.audit.evidence import Answers, Cost, Curve, Evidence, LayerDistance
+from expunge.audit.evidence import Answers, Cost, Curve, Evidence, LayerDistance, Membership
 from expunge.report import words
 from expunge.report.comparisons import groups_figure, quality_figure
 from expunge.report.drawing import (
@@ -45,6 +46,7 @@ def pictures(evidence: Evidence) -> list[Picture]:
             _answers(evidence.answers),
             _relearning(evidence.curves),
             _cost(evidence.cost),
+            _membership(evidence.membership),
             _layers(evidence.layers),
         ]
 
@@ -157,6 +159,40 @@ def _cost(cost: Cost) -> Picture:
     caption += words.left_out(len(cost.oracle_seconds) - len(seconds) + 1, "oracles are left out")
     described = "; ".join(f"{name} {words.duration(value)}" for name, value in zip(names, seconds, strict=True))
     return Picture(heading, caption, to_svg(figure, "cost", heading, described))
+
+
+def _membership(attacks: Sequence[Membership]) -> Picture:
+    heading = "Can single examples be told?"
+    if not attacks:
+        return Picture(heading, "Membership of single examples was not attacked.")
+    figure = new_figure(3.2)
+    axes = figure.subplots()
+    lines: list[str] = []
+    for attack, style in zip(attacks, cycle(("-", "--", ":"))):
+        result = attack.unlearned
+        for curve, direction, colour in ((result.above, "members score high", UNLEARNED),
+                                         (result.below, "members score low", ORACLE)):  # fmt: skip
+            axes.plot(curve.false_positive_rates, curve.true_positive_rates, style, color=colour,
+                      label=direction, drawstyle="steps-post")  # fmt: skip
+        lines.append(
+            f"{attack.attack}: area {words.estimate(result.auc)}, of oracles {words.mean(attack.oracles)}; "
+            f"epsilon at least {words.number(result.epsilon.lower_bound)} of at most "
+            f"{words.number(result.epsilon.largest)} that so few examples could show"
+        )
+    floor = 0.5 / max(max(each.unlearned.forget_examples, each.unlearned.unseen_examples) for each in attacks)
+    axes.plot([floor, 1], [floor, 1], color=QUIET, linewidth=0.8, linestyle="--", label="guessing")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(floor, 1.05)
+    axes.set_ylim(floor, 1.3)
+    axes.set_xlabel("false positive rate")
+    axes.set_ylabel("true positive rate")
+    axes.legend(loc="lower right")
+    caption = (
+        "An attack that knows the oracles guesses, example by example, who was trained on; a curve above the diagonal "
+        f"in either direction is a leak. {'. '.join(lines)}."
+    )
+    return Picture(heading, caption, to_svg(figure, "membership", heading, "; ".join(lines)))
 
 
 def _layers(layers: Sequence[LayerDistance]) -> Picture:

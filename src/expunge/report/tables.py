@@ -52,7 +52,11 @@ def asked(record: Record, evidence: Evidence | None) -> list[tuple[str, str]]:
 
 def all_tables(record: Record, evidence: Evidence | None) -> list[Table]:
     """Every table that there is something to put into, in the order of the page."""
-    audited = [] if evidence is None else [_measures(evidence), *_groups(evidence), *_relearning(evidence.curves)]
+    audited = (
+        []
+        if evidence is None
+        else [_measures(evidence), *_groups(evidence), *_relearning(evidence.curves), *_membership(evidence)]
+    )
     settings = [_pairs("Settings of the method", record.settings | {"seed": record.seed})]
     if evidence is not None:
         settings.append(_pairs("Settings of the audit", evidence.settings | {"seed": evidence.seed}))
@@ -108,6 +112,26 @@ def _relearning(curves: Sequence[Curve]) -> list[Table]:
     thresholds = words.listing(sorted({words.number(curve.threshold) for curve in curves}))
     note = f"Optimiser steps until quality on forgotten examples reaches 95 % of the original's ({thresholds})."
     return [Table("Steps to relearn", ("Model", *(curve.name for curve in curves)), rows, note)]
+
+
+def _membership(evidence: Evidence) -> list[Table]:
+    """Attacks on single examples, and where confidence in them lies among the oracles'."""
+    tables: list[Table] = []
+    for attack in evidence.membership:
+        found = attack.unlearned
+        rows = [
+            ["area under the ROC curve", words.estimate(found.auc)],
+            ["the same of each oracle", words.listing([words.number(area) for area in sorted(attack.oracles)])],
+            ["epsilon at least", f"{words.number(found.epsilon.lower_bound)} (delta {found.epsilon.delta:g})"],
+            ["the most so few examples could show", words.number(found.epsilon.largest)],
+        ]
+        for rate in found.low_rates:
+            for direction, point in (("high", rate.above), ("low", rate.below)):
+                shown = words.estimate(point.true_positive_rate) if point else "too few unseen examples"
+                rows.append([f"found at {words.percent(rate.limit)} false positives, scores {direction}", shown])
+        note = f"{found.forget_examples} forget examples against {found.unseen_examples} unseen ones of the same kinds."
+        tables.append(Table(words.capital(attack.attack), ("Figure", "Value"), rows, note))
+    return tables
 
 
 def _phases(record: Record) -> Table:

@@ -1,0 +1,70 @@
+"""What evidence says about its own conditions."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils.data import ConcatDataset, TensorDataset
+
+from digits_problem import FORGOTTEN, QUIET, SETTINGS
+from expunge import Problem, References, unlearn
+from expunge.audit.notes import duplicates
+from expunge.data import subset
+from expunge.methods import FineTune, Stage
+
+
+def notes_of(problem: Problem, references: References) -> list[str]:
+    models = list(references.oracles.models[:3])
+    prepared = References.prepare(problem, models, seed=1, settings=SETTINGS, execution=QUIET)
+    result = unlearn(problem, FineTune((Stage(1e-3, steps=1),)), execution=QUIET)
+    return prepared.compare(result).notes
+
+
+def test_duplicates_are_counted_whatever_their_place(problem: Problem):
+    inputs, labels = torch.randn(6, 64), torch.tensor([0, 1, 2, 3, 4, 5])
+    forget = TensorDataset(inputs[[0, 1, 1, 5]], labels[[0, 1, 1, 5]])
+    relabelled = TensorDataset(inputs[[1, 2, 3]], labels[[1, 2, 0]])
+
+    assert duplicates(problem.task, forget, TensorDataset(inputs[[4, 1, 0]], labels[[4, 1, 0]])) == 3
+    assert duplicates(problem.task, forget, relabelled) == 2
+    assert duplicates(problem.task, forget, TensorDataset(inputs[[2]], labels[[2]])) == 0
+
+
+def test_evidence_says_that_forget_examples_are_also_retained(problem: Problem, references: References):
+    again = subset(problem.forget, torch.arange(3))
+    spoilt = dataclasses.replace(problem, classes=(), retain=ConcatDataset([problem.retain, again]))
+
+    assert any(note.startswith("3 forget examples are also in the retain set") for note in notes_of(spoilt, references))
+
+
+def test_evidence_says_that_an_oracle_is_no_match_for_the_original(problem: Problem, references: References):
+    poor = problem.recipe.build()
+    prepared = References.prepare(
+        problem, [*references.oracles.models[:2], poor], seed=1, settings=SETTINGS, execution=QUIET
+    )
+
+    (note,) = prepared.notes
+    assert note.startswith("oracle 3 reaches 0.")
+
+
+@pytest.mark.parametrize(("holdout", "missing"), [("none", "is no holdout"), ("few", "are too few")])
+def test_evidence_says_why_membership_was_not_attacked(
+    problem: Problem, references: References, holdout: str, missing: str
+):
+    few = subset(problem.holdout, torch.arange(30)) if holdout == "few" else None
+    problem = dataclasses.replace(problem, holdout=few)
+
+    (note,) = notes_of(problem, references)
+
+    assert f"there {missing}" in note
+
+
+def test_a_sound_audit_has_no_notes_and_attacks_the_forgotten_kind(problem: Problem, references: References):
+    assert references.notes == []
+    evidence = references.compare(unlearn(problem, FineTune((Stage(1e-3, steps=1),)), execution=QUIET))
+
+    (attack,) = evidence.membership
+    labels = problem.task.labels_of(problem.holdout)
+    assert attack.unlearned.unseen_examples == int((labels == FORGOTTEN).sum())
+    assert len(attack.oracles) == 10
+    assert evidence.places is not None
