@@ -201,30 +201,30 @@ def _by_trial(recipe: Recipe, jobs: Sequence[TrainingJob], settings: FleetSettin
         return alone, Choice(alone.name, "the recipe is a function of its own, of which no single steps can be tried")
     term = Term(jobs[0].dataset, recipe.task.losses, batch_size=recipe.batch_size)
     steps = recipe.epochs * term.steps_per_epoch
-    trial_steps = 2 * _WARM_UP_STEPS + _TRIAL_STEPS
+    trial_steps = 4 * _WARM_UP_STEPS + 2 * _TRIAL_STEPS
     if len(jobs) < 2 or steps < _TRIAL_SHARE * trial_steps / len(jobs):
         return alone, Choice(alone.name, "too little is to be trained for a trial to pay")
-    each = steps * _seconds_a_step(alone, recipe, jobs[:1])
-    expected = {alone.name: each * len(jobs)}
+    step_alone = _seconds_a_step(alone, recipe, jobs[:1])
+    if step_alone is None:
+        return alone, Choice(alone.name, "a trial of a few steps failed")
+    each = steps * step_alone
     ways: dict[str, Executor] = {alone.name: alone}
+    expected = {alone.name: each * len(jobs)}
     reasons: list[str] = []
-    batched = Batched(settings.models_as_one)
-    refusal = batched.refusal(recipe, jobs)
-    if refusal is None:
-        group = jobs[: batched.models]
-        ways[batched.name] = batched
-        expected[batched.name] = steps * _seconds_a_step(batched, recipe, group) * len(jobs) / len(group)
-    else:
-        reasons.append(f"not batched: {refusal}")
+
+    def consider(executor: Executor, group: Sequence[TrainingJob]) -> None:
+        refusal = executor.refusal(recipe, jobs)
+        step = _seconds_a_step(executor, recipe, group) if refusal is None else None
+        if step is None:
+            reasons.append(f"not {executor.name}: {refusal or 'its trial failed'}")
+        else:
+            ways[executor.name] = executor
+            expected[executor.name] = steps * step * len(jobs) / len(group)
+
+    consider(Batched(settings.models_as_one), jobs[: settings.models_as_one])
     workers = min(settings.workers or cores(), len(jobs))
     if workers > 1 and min(expected.values()) > _WORTH_PROCESSES and not torch.cuda.is_available():
-        processes = Processes(workers)
-        refusal = processes.refusal(recipe, jobs)
-        if refusal is None:
-            ways[processes.name] = processes
-            expected[processes.name] = steps * _seconds_a_step(processes, recipe, jobs[:workers]) * len(jobs) / workers
-        else:
-            reasons.append(f"not in processes: {refusal}")
+        consider(Processes(workers), jobs[:workers])
     best = min(expected, key=lambda name: expected[name])
     if expected[best] > _GAIN * expected[alone.name]:
         best = alone.name
@@ -232,19 +232,26 @@ def _by_trial(recipe: Recipe, jobs: Sequence[TrainingJob], settings: FleetSettin
     return ways[best], Choice(best, reason, expected, each)
 
 
-def _seconds_a_step(executor: Executor, recipe: Supervised, jobs: Sequence[TrainingJob]) -> float:
-    """Wall time of one step of all these jobs: a longer and a shorter trial differ by steps alone."""
+def _seconds_a_step(executor: Executor, recipe: Supervised, jobs: Sequence[TrainingJob]) -> float | None:
+    """Wall time of one step of all these jobs: a longer and a shorter trial differ by steps alone.
+
+    None where the trial fails. That decides nothing: a schedule crammed into a few steps may diverge where the whole
+    does not, and a recipe that is broken will show it when models are trained.
+    """
     plain = [replace(job, checkpoints=None) for job in jobs]
-    taken: list[float] = []
-    for steps in (_WARM_UP_STEPS, _WARM_UP_STEPS, _WARM_UP_STEPS + _TRIAL_STEPS):  # the first only warms up
+    taken: dict[int, float] = {}
+    short, long = _WARM_UP_STEPS, _WARM_UP_STEPS + _TRIAL_STEPS
+    for steps in (short, long, short, long):  # the smaller reading of each: what else runs here only adds
         started = time.perf_counter()
         for result in executor.train(shortened(recipe, plain[0], steps), plain, lambda _: None):
-            _sound(result, plain[result.number], None)
-        taken.append(time.perf_counter() - started)
-    return max(taken[2] - taken[1], 1e-9) / _TRIAL_STEPS
+            if result.error is not None:
+                return None
+        seconds = time.perf_counter() - started
+        taken[steps] = min(seconds, taken.get(steps, seconds))
+    return max(taken[long] - taken[short], 1e-9) / _TRIAL_STEPS
 
 
-def _sound(result: Finished, job: TrainingJob, choice: Choice | None) -> Finished:
+def _sound(result: Finished, job: TrainingJob, choice: Choice) -> Finished:
     error = result.error
     if isinstance(error, ReferenceModelError):
         raise error
@@ -254,8 +261,6 @@ def _sound(result: Finished, job: TrainingJob, choice: Choice | None) -> Finishe
             f"the recipe failed while training {job.name} with {named}; run it on the retain set by itself to see its "
             "message, which is left out here because it may quote data"
         ) from (error if isinstance(error, Exception) else None)
-    if choice is None:
-        return result
     try:
         require_finite(result.model)
     except NonFiniteModelError as problem:
