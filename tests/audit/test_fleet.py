@@ -141,6 +141,20 @@ def test_what_cannot_be_batched_is_trained_one_by_one_with_a_reason(changes: dic
     assert reason in result.choice.reason
 
 
+def test_a_recipe_derived_from_supervised_is_not_batched() -> None:
+    class Derived(Supervised):
+        def fit(self, dataset: Any, run: Any) -> nn.Module:
+            model = super().fit(dataset, run)
+            with torch.no_grad():
+                model[-1].bias += 1
+            return model
+
+    derived = Derived(**{field.name: getattr(recipe(), field.name) for field in dataclasses.fields(Supervised)})
+    many = jobs(2)
+    assert "only a Supervised" in trained("batched", derived, many).choice.reason
+    assert differences(trained("batched", derived, many), trained("batched", recipe(), many)) > 0.5
+
+
 def test_one_that_diverges_does_not_take_the_others_with_it(tmp_path: Path) -> None:
     many = jobs(3)
     broken = tiny.vectors(15)

@@ -44,7 +44,7 @@ class Batched(Executor):
 
     def refusal(self, recipe: Recipe, jobs: Sequence[TrainingJob]) -> str | None:
         """Refuses what would come out differently; the first step is tried in both ways and compared."""
-        if not isinstance(recipe, Supervised):
+        if type(recipe) is not Supervised:  # a class derived from it may train in another way
             return "only a Supervised recipe is known well enough to train several models as one"
         execution = recipe.execution
         if execution.precision != "no" or execution.channels_last:

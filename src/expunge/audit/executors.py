@@ -174,7 +174,7 @@ def train_one(recipe: Recipe, job: TrainingJob) -> Finished:
     try:
         with reproducible(recipe.execution.threads if isinstance(recipe, Supervised) else None):
             seed_globals(job.seed)
-            if isinstance(recipe, Supervised) and job.checkpoints is not None:
+            if type(recipe) is Supervised and job.checkpoints is not None:
                 model = _resumed(recipe, job, job.checkpoints)
             else:
                 model = recipe(job.dataset, job.seed)

@@ -73,7 +73,7 @@ class Oracles:
         jobs = [TrainingJob(problem.retain, own, f"oracle {number + 1}") for number, own in enumerate(seeds)]
         trained = Fleet(problem.recipe, jobs, "oracles", problem.model).train(settings, progress=progress)
         notes = trained.notes
-        if not isinstance(problem.recipe, Supervised):  # which is known to use nothing but its data
+        if type(problem.recipe) is not Supervised:  # which is known to use nothing but its data
             template = problem.model
             notes += _check_data(problem.recipe, problem.retain, seeds[0], trained.models[0], template, settings)
         known = [seconds for seconds in trained.seconds if seconds is not None]
