@@ -18,6 +18,8 @@ from expunge.cli.job_file import load_job
 from expunge.cli.loading import TRACEBACK, UNTOLD, named
 from expunge.cli.methods import installed_methods
 from expunge.cli.runs import Outcome, audit_run, is_main_process, render_run, run_job
+from expunge.cli.self_test import SHAMS, digits, print_self_test, self_test_json
+from expunge.cli.self_test import self_test as run_self_test
 from expunge.cli.summary import method_facts, outcome_json, print_methods, print_outcome
 from expunge.errors import ExpungeError, JobError
 
@@ -101,7 +103,7 @@ def run(
 
 @app.command(cls=_Command)
 def audit(
-    folder: RunFolder,
+    folder: Annotated[Path | None, typer.Argument(metavar="RUN", help="The output folder of a run.")] = None,
     oracles: Annotated[
         int | None, typer.Option(help="How many oracles to train; by default as in the job, or 5.")
     ] = None,
@@ -110,9 +112,23 @@ def audit(
         typer.Option(help="How thorough: 3, 10 or 20 oracles and ever more tests; by default as in the job."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the audit; by default the job's.")] = None,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Audit models whose truth is known, and tell how often it is found.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="For the self-test: how many models of each kind.")] = 20,
     as_json: Json = False,
 ) -> None:
     """Measure a run's model against models retrained without the forget set."""
+    if self_test:
+        _say(f"Training and auditing about {SHAMS * seeds} models on scikit-learn's digits")
+        outcomes = run_self_test(digits(), seeds)
+        if as_json:
+            _print_json(self_test_json(outcomes))
+        else:
+            print_self_test(_console(), outcomes)
+        return
+    if folder is None:
+        raise JobError("RUN: is missing; name the output folder of a run, or use --self-test")
     _show(audit_run(folder, oracles=oracles, level=level, seed=seed, say=_say), as_json=as_json)
 
 

@@ -94,7 +94,7 @@ def run_job(job: Job, folder: Path, *, resume: bool, say: Say) -> Outcome:
     kept = _kept_evidence(job, folder, settings, say) if finished else None
     if kept is not None or job.audit is None:
         return _finish(folder, unlearned.record, kept)
-    say(f"Auditing: training {job.audit.oracles} oracles without the forget set, and measuring")
+    say(_announcement(job.audit.oracles))
     evidence = audit(unlearned, oracles=job.audit.oracles, seed=job.seed, settings=settings, execution=execution)
     outcome = _finish(folder, unlearned.record, evidence)
     if finished and is_main_process():
@@ -120,7 +120,7 @@ def audit_run(folder: Path, *, oracles: int | None, level: Level | None, seed: i
     unlearned = _load(folder, prepare(job).problem, job)
     by_default = level.oracles if level is not None else job.audit.oracles if job.audit is not None else 5
     count = oracles if oracles is not None else by_default
-    say(f"Auditing: training {count} oracles without the forget set, and measuring {count + 2} models")
+    say(_announcement(count))
     evidence = audit(
         unlearned,
         oracles=count,
@@ -197,6 +197,10 @@ def _same(folder: Path, problem: Problem, method: Method, job: Job) -> Unlearned
             f"resume with what {folder / JOB_FILE} says"
         )
     return unlearned
+
+
+def _announcement(oracles: int) -> str:
+    return f"Auditing: training {oracles} oracles without the forget set, and measuring {oracles + 2} models"
 
 
 def _kept_evidence(job: Job, folder: Path, settings: AuditSettings, say: Say) -> Evidence | None:

@@ -4,8 +4,11 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from scipy import stats
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -24,7 +27,7 @@ from expunge.training import Execution, Supervised, bar
 from expunge.training.seeds import generator
 from expunge.unlearning import Unlearned, unlearn
 
-REFERENCES, POOL = 20, 40
+REFERENCES, POOL, SHAMS = 20, 40, 10
 SETTINGS = AuditSettings(Relearning(forget_examples=40, retain_examples=360, steps=(0, 5, 10, 20)))
 _QUIET = Execution(progress=False)
 _TASK = Classification(10)
@@ -97,6 +100,38 @@ def self_test(subject: Subject, seeds: int, *, progress: bool = True) -> list[Ou
             for name, truth, verdict in case(subject, seeds, display.advance):
                 outcomes.setdefault(name, Outcome(name, truth)).verdicts.append(verdict)
     return list(outcomes.values())
+
+
+def self_test_json(outcomes: list[Outcome]) -> list[dict[str, Any]]:
+    """The outcomes for programs."""
+    return [
+        {
+            "model": each.name,
+            "retrained": each.truth,
+            "found": each.found,
+            "of": len(each.verdicts),
+            "interval": [each.rate.low, each.rate.high],
+            "verdicts": {verdict.value: each.verdicts.count(verdict) for verdict in dict.fromkeys(each.verdicts)},
+        }
+        for each in outcomes
+    ]
+
+
+def print_self_test(console: Console, outcomes: list[Outcome]) -> None:
+    """The outcomes as a table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("model", "should be", "found different", "95 % interval", "verdicts"):
+        table.add_column(heading)
+    for each in outcomes:
+        counts = {verdict.value: each.verdicts.count(verdict) for verdict in dict.fromkeys(each.verdicts)}
+        table.add_row(
+            each.name,
+            "passed" if each.truth else "caught",
+            f"{each.found} of {len(each.verdicts)}",
+            f"{each.rate.low:.2f} to {each.rate.high:.2f}",
+            ", ".join(f"{verdict} {count}" for verdict, count in counts.items()),
+        )
+    console.print(table)
 
 
 def _forget_a_class(subject: Subject, seeds: int, done: Callable[[], None]) -> Iterator[tuple[str, bool, Verdict]]:
