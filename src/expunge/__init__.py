@@ -1,6 +1,18 @@
 """Expunge removes chosen training data from a trained model and measures how far that worked."""
 
-from expunge.audit import AuditSettings, Evidence, Level, Margins, References, Relearning, Verdict, audit
+from expunge.audit import (
+    AuditSettings,
+    Evidence,
+    Fleet,
+    FleetSettings,
+    Level,
+    Margins,
+    References,
+    Relearning,
+    TrainingJob,
+    Verdict,
+    audit,
+)
 from expunge.errors import ExpungeError
 from expunge.methods import (
     UNSIR,
@@ -30,6 +42,8 @@ __all__ = [
     "Execution",
     "ExpungeError",
     "FineTune",
+    "Fleet",
+    "FleetSettings",
     "GradientAscent",
     "Level",
     "Margins",
@@ -54,6 +68,7 @@ __all__ = [
     "Task",
     "Term",
     "Tier",
+    "TrainingJob",
     "Unlearned",
     "Verdict",
     "audit",

@@ -2,7 +2,21 @@
 
 from expunge.audit.auditing import References, audit
 from expunge.audit.evidence import Evidence, Verdict
+from expunge.audit.executors import TrainingJob
+from expunge.audit.fleet import Fleet, FleetSettings
 from expunge.audit.relearning import Relearning
 from expunge.audit.settings import AuditSettings, Level, Margins
 
-__all__ = ["AuditSettings", "Evidence", "Level", "Margins", "References", "Relearning", "Verdict", "audit"]
+__all__ = [
+    "AuditSettings",
+    "Evidence",
+    "Fleet",
+    "FleetSettings",
+    "Level",
+    "Margins",
+    "References",
+    "Relearning",
+    "TrainingJob",
+    "Verdict",
+    "audit",
+]

@@ -12,6 +12,7 @@ from rich.markup import escape
 from typer.core import TyperCommand
 
 from expunge.audit import Level
+from expunge.audit.fleet import ExecutorName
 from expunge.cli.cache import cache_facts, print_cache
 from expunge.cli.demo import run_demo
 from expunge.cli.job_file import load_job
@@ -112,6 +113,10 @@ def audit(
         typer.Option(help="How thorough: 3, 10 or 20 oracles and ever more tests; by default as in the job."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the audit; by default the job's.")] = None,
+    executor: Annotated[
+        ExecutorName | None,
+        typer.Option(help="How oracles are trained; by default as in the job."),
+    ] = None,
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Audit models whose truth is known, and tell how often it is found.")
     ] = False,
@@ -129,7 +134,7 @@ def audit(
         return
     if folder is None:
         raise JobError("RUN: is missing; name the output folder of a run, or use --self-test")
-    _show(audit_run(folder, oracles=oracles, level=level, seed=seed, say=_say), as_json=as_json)
+    _show(audit_run(folder, oracles=oracles, level=level, executor=executor, seed=seed, say=_say), as_json=as_json)
 
 
 @app.command(cls=_Command)

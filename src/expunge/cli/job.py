@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from expunge.audit.fleet import ExecutorName
 from expunge.storage import write_bytes
 from expunge.training import Algorithm, Schedule
 from expunge.unlearning import KEY_FILE
@@ -202,11 +203,12 @@ class RecipeSection(Section):
 
 
 class AuditSection(Section):
-    """How to audit: the number of oracles and settings of `expunge.audit.AuditSettings`."""
+    """How to audit: the number of oracles, how they are trained, and settings of `expunge.audit.AuditSettings`."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     oracles: int = Field(default=5, ge=2)
+    executor: ExecutorName = "auto"
 
 
 class ExecutionSection(Section):

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from expunge import networks
-from expunge.cli.job import Job, ModelSection
+from expunge.cli.job import Job
 from expunge.cli.loading import existing, load_function
 from expunge.cli.settings import checked_call
 from expunge.errors import SavedModelError, SourceError
@@ -50,12 +50,12 @@ def untrained(job: Job) -> Callable[[], nn.Module]:
     if section.build is not None:
         return partial(_built, load_function(section.build, job.base, "model.build"), section.build)
     if section.network is not None:
-        return partial(_network, section)
+        return partial(_network, section.network, section.options or {})
     return partial(_from_configuration, _name_or_path(job))
 
 
-def _network(section: ModelSection) -> nn.Module:
-    return checked_call(_NETWORKS[section.network or ""], section.options or {}, "model.options")
+def _network(network: str, options: dict[str, Any]) -> nn.Module:
+    return checked_call(_NETWORKS[network], options, "model.options")
 
 
 def _built(build: Callable[..., object], reference: str) -> nn.Module:

@@ -11,8 +11,9 @@ from accelerate import PartialState
 from accelerate.utils import environment
 from pydantic import TypeAdapter
 
-from expunge.audit import AuditSettings, Evidence, Level, audit
+from expunge.audit import AuditSettings, Evidence, FleetSettings, Level, audit
 from expunge.audit.evidence import EVIDENCE_FILE
+from expunge.audit.fleet import ExecutorName
 from expunge.cli.job import JOB_FILE, Job
 from expunge.cli.job_file import load_job
 from expunge.cli.problems import audit_settings_of, execution_of, method_of, prepare
@@ -95,14 +96,29 @@ def run_job(job: Job, folder: Path, *, resume: bool, say: Say) -> Outcome:
     if kept is not None or job.audit is None:
         return _finish(folder, unlearned.record, kept)
     say(_announcement(job.audit.oracles))
-    evidence = audit(unlearned, oracles=job.audit.oracles, seed=job.seed, settings=settings, execution=execution)
+    evidence = audit(
+        unlearned,
+        oracles=job.audit.oracles,
+        seed=job.seed,
+        settings=settings,
+        execution=execution,
+        fleet=FleetSettings(job.audit.executor),
+    )
     outcome = _finish(folder, unlearned.record, evidence)
     if finished and is_main_process():
         job.save(folder)  # last: where it differs from what the evidence rests on, the run is audited again
     return outcome
 
 
-def audit_run(folder: Path, *, oracles: int | None, level: Level | None, seed: int | None, say: Say) -> Outcome:
+def audit_run(
+    folder: Path,
+    *,
+    oracles: int | None,
+    level: Level | None,
+    executor: ExecutorName | None,
+    seed: int | None,
+    say: Say,
+) -> Outcome:
     """Audit a saved run; its problem is read again from the job that was saved with it.
 
     Raises:
@@ -127,6 +143,7 @@ def audit_run(folder: Path, *, oracles: int | None, level: Level | None, seed: i
         seed=seed if seed is not None else job.seed,
         settings=settings,
         execution=execution,
+        fleet=FleetSettings(executor if executor is not None else job.audit.executor if job.audit else "auto"),
     )
     return _finish(folder, unlearned.record, evidence)
 

@@ -40,15 +40,15 @@ class Plan:
 
     def from_step(self, start: int) -> Iterator[list[Request]]:
         """For each step from `start` on, the forward passes of this process."""
-        orders: dict[int, tuple[int, Tensor]] = {}
+        batches: dict[int, tuple[int, Sequence[Tensor]]] = {}
         for step in range(start, self.steps):
             requests: list[Request] = []
             for number, term in enumerate(self.terms):
                 epoch, within = divmod(step, term.steps_per_epoch)
-                if number not in orders or orders[number][0] != epoch:
+                if number not in batches or batches[number][0] != epoch:
                     order = torch.randperm(term.length, generator=generator(self.seed, "order", number, epoch))
-                    orders[number] = epoch, order
-                batch = orders[number][1].tensor_split(term.steps_per_epoch)[within]
+                    batches[number] = epoch, order.tensor_split(term.steps_per_epoch)
+                batch = batches[number][1][within]
                 mine = batch[self.rank :: self.processes]
                 pieces = math.ceil(len(mine) / (self.micro_batch_size or len(mine)))
                 # Pieces of nearly equal size: BatchNorm cannot train on a remainder of one example.

@@ -31,7 +31,10 @@ def seed_globals(seed: int, *labels: str | int) -> None:
     derived = derive(seed, *labels)
     random.seed(derived)
     np.random.seed(derived % 2**32)
-    torch.manual_seed(derived)
+    # torch.manual_seed asks every kind of device, present or not; on a CPU that takes longer than a tiny step.
+    torch.default_generator.manual_seed(derived)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(derived)
 
 
 @contextmanager
