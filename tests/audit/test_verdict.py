@@ -40,6 +40,8 @@ def measure(
     [
         (Aspect.FORGETTING, Side.ABOVE, Verdict.RESIDUAL),
         (Aspect.FORGETTING, Side.BELOW, Verdict.OVER_FORGOTTEN),
+        (Aspect.KNOWLEDGE, Side.ABOVE, Verdict.RESIDUAL),
+        (Aspect.KNOWLEDGE, Side.BELOW, Verdict.OVER_FORGOTTEN),
         (Aspect.CLOSENESS, Side.BELOW, Verdict.INDISTINGUISHABLE),
         (Aspect.UTILITY, Side.ABOVE, Verdict.INDISTINGUISHABLE),
         (Aspect.DISTANCE, Side.BELOW, Verdict.INDISTINGUISHABLE),
@@ -113,6 +115,16 @@ def test_an_inconclusive_verdict_says_how_many_oracles_would_do(needed: tuple[in
     assert verdict is Verdict.INCONCLUSIVE
     assert sentence.endswith((words, f"{words}."))
     assert all(finding.verdict is Verdict.INCONCLUSIVE for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("answers", "knowledge", "suppressed"),
+    [(Side.INSIDE, Side.ABOVE, True), (Side.ABOVE, Side.ABOVE, False), (Side.ABOVE, Side.INSIDE, False)],
+)
+def test_suppression_is_told_from_influence_on_the_answers(answers: Side, knowledge: Side, suppressed: bool):
+    _, sentence, _ = judge([measure(Aspect.FORGETTING, answers), measure(Aspect.KNOWLEDGE, knowledge)], [], oracles=3)
+
+    assert ("suppression" in sentence) is suppressed
 
 
 def test_a_finding_outweighs_what_is_undecided():

@@ -126,14 +126,14 @@ class Comparison:
         def figure(portrait: Portrait) -> Quantity:
             return mean_of(np.mean(portrait.relearning[name], axis=0), self.seed)
 
-        return self._measure(f"{name}, mean", FORGET, Aspect.FORGETTING, figure, self.margins.equivalent_after)
+        return self._measure(f"{name}, mean", FORGET, Aspect.KNOWLEDGE, figure, self.margins.equivalent_after)
 
     def _probed(self) -> Iterator[Measure]:
         def figure(portrait: Portrait) -> Quantity:
             return mean_of(cast(NDArray[np.float64], portrait.recognised), self.seed)
 
         if self.original.recognised is not None:
-            yield self._measure(ONE_SHOT, FORGET, Aspect.FORGETTING, figure, self.margins.equivalent_after)
+            yield self._measure(ONE_SHOT, FORGET, Aspect.KNOWLEDGE, figure, self.margins.equivalent_after)
 
     def _quantised(self) -> Iterator[Measure]:
         quality = next(iter(self.original.sets[FORGET].quality))
@@ -143,7 +143,7 @@ class Comparison:
                 return mean_of(portrait.quantised[bits], self.seed)
 
             name = f"{quality}, {bits}-bit weights"
-            yield self._measure(name, FORGET, Aspect.FORGETTING, figure, self.margins.equivalent_after)
+            yield self._measure(name, FORGET, Aspect.KNOWLEDGE, figure, self.margins.equivalent_after)
 
     def _near(self) -> Iterator[Measure]:
         def figure(portrait: Portrait) -> Quantity:

@@ -18,13 +18,15 @@ EVIDENCE_FILE = "evidence.json"
 class Aspect(StrEnum):
     """What it means when a figure leaves the oracles' range; see `docs/verdict.md`.
 
-    `forgetting`: above is residual influence, below over-forgetting. `utility`: below is utility lost. `distance`
+    `forgetting`, in what the model answers: above is residual influence, below over-forgetting. `knowledge`, what comes
+    back after relearning or shows under a probe: the same. `utility`: below is utility lost. `distance`
     from the oracles: above is a difference. Two are shown and not judged. `closeness` to the original, as a distance:
     a model retrained from the original's own initialisation stays close to it without having seen the forget set.
     `summary`: the verdict rests on its parts.
     """
 
     FORGETTING = "forgetting"
+    KNOWLEDGE = "knowledge"
     UTILITY = "utility"
     DISTANCE = "distance"
     CLOSENESS = "closeness"

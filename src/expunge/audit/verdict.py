@@ -23,7 +23,8 @@ def judge(measures: Sequence[Measure], groups: Sequence[Measure], oracles: int) 
         return Verdict.INCONCLUSIVE, few, doubts
     for verdict, sentence in _SENTENCES.items():
         if any(finding.verdict is verdict for finding in findings):
-            return verdict, sentence, findings + doubts
+            suppressed = verdict is Verdict.RESIDUAL and _only_suppressed(measures)
+            return verdict, f"{sentence} {_SUPPRESSED}" if suppressed else sentence, findings + doubts
     if undecided:
         return Verdict.INCONCLUSIVE, _inconclusive(undecided), doubts
     return (
@@ -41,6 +42,19 @@ _SENTENCES = {
 }
 
 
+_SUPPRESSED = (
+    "It looks like suppression: the answers are those of a retrained model, but what was learned is still there."
+)
+
+
+def _only_suppressed(measures: Sequence[Measure]) -> bool:
+    """Whether what the model answers shows nothing of the forget set, and what it still knows does."""
+    said = (Aspect.FORGETTING, Aspect.DISTANCE)
+    answered = [measure.side is Side.ABOVE for measure in measures if measure.aspect in said]
+    known = [measure.side is Side.ABOVE for measure in measures if measure.aspect is Aspect.KNOWLEDGE]
+    return any(known) and not any(answered)
+
+
 def _closer_to_original(measures: Sequence[Measure]) -> bool:
     for measure in measures:
         if measure.aspect is Aspect.CLOSENESS:
@@ -54,6 +68,8 @@ def _finding(measure: Measure, *, closer_to_original: bool) -> Finding | None:
     verdict = {
         (Aspect.FORGETTING, Side.ABOVE): Verdict.RESIDUAL,
         (Aspect.FORGETTING, Side.BELOW): Verdict.OVER_FORGOTTEN,
+        (Aspect.KNOWLEDGE, Side.ABOVE): Verdict.RESIDUAL,
+        (Aspect.KNOWLEDGE, Side.BELOW): Verdict.OVER_FORGOTTEN,
         (Aspect.UTILITY, Side.BELOW): lost,
         (Aspect.DISTANCE, Side.ABOVE): toward,
     }.get((measure.aspect, measure.side))
