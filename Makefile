@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(RUN)/expunge demo --output expunge-demo
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN)/python -m pytest  # threads that share tiny sums only wait
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN)/python -m pytest -n auto --dist loadfile  # a core a file: threads that share tiny sums only wait
 
 lint: $(VENV)/.installed-dev
 	$(RUN)/ruff check .
