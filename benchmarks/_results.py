@@ -4,12 +4,15 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
+from scipy import stats
 
 from _cifar10 import SIZES, Size
 from expunge.storage import write_json
@@ -93,3 +96,21 @@ def size_from_arguments(description: str) -> Size:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--size", choices=sorted(SIZES), default="quick")
     return SIZES[parser.parse_args().size]
+
+
+def interval(values: Sequence[float], digits: int = 3) -> str:
+    """Mean with a 95 % t interval."""
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}"
+
+
+def draw_ratios(results: Results, ratios: Mapping[str, Sequence[float]], label: str) -> None:
+    """A row a way, a point a repetition, and a line where both are equally fast."""
+    figure = Figure(figsize=(6, 2.4), layout="constrained")
+    panel = figure.subplots()
+    for position, values in enumerate(ratios.values()):
+        panel.plot(values, [position] * len(values), "o", alpha=0.6)
+    panel.axvline(1, color="grey", linewidth=1)
+    panel.set_yticks(range(len(ratios)), list(ratios))
+    panel.set_xlabel(label)
+    figure.savefig(results.figure)

@@ -11,13 +11,12 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from matplotlib.figure import Figure
 from scipy import stats
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
-from _results import Results, size_from_arguments
+from _results import Results, draw_ratios, interval, size_from_arguments
 from expunge import Classification, Execution, Optimizer, Schedule, Supervised
 from expunge.audit.executors import TrainingJob
 from expunge.audit.fleet import Fleet, FleetSettings, choose
@@ -123,25 +122,13 @@ def report(results: Results, cells: dict[str, list[dict[str, Any]]]) -> None:
             statistics.mean(value for cell in repetitions for value in cell["accuracies"][way]) for way in WAYS
         ]
         chosen = ", ".join(dict.fromkeys(cell["chosen by a trial"] for cell in repetitions))
-        ratio = interval([cell["times as fast"] for cell in repetitions])
+        ratio = interval([cell["times as fast"] for cell in repetitions], digits=2)
         print(
             f"| {name} | {seconds[0]:.1f} | {seconds[1]:.1f} | {ratio} |"
             f" {accuracies[0]:.4f} | {accuracies[1]:.4f} | {chosen} |"
         )
-    figure = Figure(figsize=(6, 2.2), layout="constrained")
-    panel = figure.subplots()
-    for position, repetitions in enumerate(cells.values()):
-        panel.plot([cell["times as fast"] for cell in repetitions], [position] * len(repetitions), "o", alpha=0.6)
-    panel.axvline(1, color="grey", linewidth=1)
-    panel.set_yticks(range(len(cells)), list(cells))
-    panel.set_xlabel("times as fast as one by one, each repetition")
-    figure.savefig(results.figure)
-
-
-def interval(values: list[float]) -> str:
-    """Mean with a 95 % t interval."""
-    half_width = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.2f} ± {half_width:.2f}"
+    ratios = {name: [cell["times as fast"] for cell in repetitions] for name, repetitions in cells.items()}
+    draw_ratios(results, ratios, "times as fast as one by one, each repetition")
 
 
 if __name__ == "__main__":

@@ -16,13 +16,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
-from scipy import stats
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from _cifar10 import SIZES, TASK, Size, accuracy, load, trained
-from _results import Results, size_from_arguments
+from _results import Results, draw_ratios, interval, size_from_arguments
 from expunge import UNSIR, Execution, Problem, split, unlearn
 
 FORGET = (0, 1)
@@ -148,19 +146,7 @@ def report(results: Results, cells: list[dict[str, Any]]) -> None:
         seconds = statistics.mean(cell[f"{way}, seconds"] for cell in cells)
         accuracies = " | ".join(interval([cell[f"{way}, accuracy, {where}"] for cell in cells]) for where in SETS)
         print(f"| {way} | {seconds:.2f} | {interval(ratios[way])} | {accuracies} |")
-    figure = Figure(figsize=(6, 2.6), layout="constrained")
-    panel = figure.subplots()
-    for position, way in enumerate(ways):
-        panel.plot(ratios[way], [position] * len(cells), "o", alpha=0.6)
-    panel.set_yticks(range(len(ways)), ways)
-    panel.set_xlabel("times as fast as the transcription, each seed")
-    figure.savefig(results.figure)
-
-
-def interval(values: list[float]) -> str:
-    """Mean with a 95 % t interval."""
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.3f} ± {half:.3f}"
+    draw_ratios(results, ratios, "times as fast as the transcription, each seed")
 
 
 if __name__ == "__main__":
