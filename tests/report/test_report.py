@@ -92,6 +92,10 @@ def test_page_is_well_formed_and_its_ids_are_unique(html: str) -> None:
     assert [name for name, times in page.ids.items() if times > 1] == []
 
 
+def test_no_formula_is_left_unset_in_a_figure(html: str) -> None:
+    assert "mathdefault" not in html
+
+
 def test_page_loads_nothing_and_every_reference_is_to_itself(html: str) -> None:
     page = Page(html)
     assert page.references

@@ -11,6 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter
 
 from expunge.audit.evidence import Answers, Cost, Curve, Evidence, LayerDistance, Membership
 from expunge.report import words
@@ -165,29 +166,32 @@ def _membership(attacks: Sequence[Membership]) -> Picture:
     heading = "Can single examples be told?"
     if not attacks:
         return Picture(heading, "Membership of single examples was not attacked.")
-    figure = new_figure(3.2)
+    directions = (("members score high", UNLEARNED), ("members score low", ORACLE))
+    legend: list[Artist] = [Line2D([], [], color=colour, label=name) for name, colour in directions]
+    legend += [Line2D([], [], color=QUIET, linewidth=0.8, linestyle="--", label="guessing")]
+    figure = new_figure(0.1 + legend_height(legend) + 2.6)
+    add_legend(figure, legend)
     axes = figure.subplots()
     lines: list[str] = []
     for attack, style in zip(attacks, cycle(("-", "--", ":"))):
         result = attack.unlearned
-        for curve, direction, colour in ((result.above, "members score high", UNLEARNED),
-                                         (result.below, "members score low", ORACLE)):  # fmt: skip
-            axes.plot(curve.false_positive_rates, curve.true_positive_rates, style, color=colour,
-                      label=direction, drawstyle="steps-post")  # fmt: skip
+        for curve, (_, colour) in zip((result.above, result.below), directions, strict=True):
+            rates = curve.false_positive_rates, curve.true_positive_rates
+            axes.plot(*rates, style, color=colour, drawstyle="steps-post")
         lines.append(
-            f"{attack.attack}: area {words.estimate(result.auc)}, of oracles {words.mean(attack.oracles)}; "
-            f"epsilon at least {words.number(result.epsilon.lower_bound)} of at most "
-            f"{words.number(result.epsilon.largest)} that so few examples could show"
+            f"{words.capital(attack.attack)}: area {words.estimate(result.auc)}, of oracles "
+            f"{words.mean(attack.oracles)}; epsilon at least {words.number(result.epsilon.lower_bound)}, where so many "
+            f"examples could show {words.number(result.epsilon.largest)} at most"
         )
     floor = 0.5 / max(max(each.unlearned.forget_examples, each.unlearned.unseen_examples) for each in attacks)
-    axes.plot([floor, 1], [floor, 1], color=QUIET, linewidth=0.8, linestyle="--", label="guessing")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.plot([floor, 1], [floor, 1], color=QUIET, linewidth=0.8, linestyle="--")
+    for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+        scale("log")
+        axis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
     axes.set_xlim(floor, 1.05)
     axes.set_ylim(floor, 1.3)
     axes.set_xlabel("false positive rate")
     axes.set_ylabel("true positive rate")
-    axes.legend(loc="lower right")
     caption = (
         "An attack that knows the oracles guesses, example by example, who was trained on; a curve above the diagonal "
         f"in either direction is a leak. {'. '.join(lines)}."
