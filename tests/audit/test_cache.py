@@ -129,7 +129,9 @@ def test_what_reads_more_than_its_arguments_has_no_certain_name(source: str) -> 
         name(from_source(source))
 
 
-@pytest.mark.parametrize("value", [Path("weights"), torch.Generator(), iter([1]), object()], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "value", [Path("weights"), torch.Generator(), iter([1]), object()], ids=lambda value: type(value).__name__
+)
 def test_what_cannot_be_compared_is_refused(value: Any) -> None:
     with pytest.raises(ReferenceModelError, match="cannot be compared"):
         name(closing_over(value))
