@@ -14,8 +14,9 @@ from torch.utils.data import TensorDataset
 
 import tiny
 from expunge import Algorithm, Optimizer, Supervised
-from expunge.audit.cache import Cache, clear, contents, default_folder, recipe_name, structure_name
-from expunge.audit.fleet import DataNames
+from expunge.audit.cache import Cache, clear, contents, default_folder
+from expunge.audit.data_names import DataNames
+from expunge.audit.identity import recipe_name, structure_name
 from expunge.errors import DataError, OutputError, ReferenceModelError
 from expunge.networks import mlp
 

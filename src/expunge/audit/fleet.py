@@ -1,22 +1,21 @@
 """Training many models by one recipe: what is in the cache is read from it, the rest trained in the fastest way."""
 
 import copy
-import hashlib
-import hmac
 import os
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from expunge.audit.batched import Batched, shortened
-from expunge.audit.cache import Cache, recipe_name, structure_name
+from expunge.audit.cache import Cache
+from expunge.audit.data_names import DataNames
 from expunge.audit.executors import (
     Executor,
     Finished,
@@ -26,7 +25,8 @@ from expunge.audit.executors import (
     cores,
     executor_from,
 )
-from expunge.data import MapDataset, View, digest_dataset
+from expunge.audit.identity import recipe_name, structure_name
+from expunge.data import MapDataset, View
 from expunge.errors import DataError, NonFiniteModelError, OutputError, ReferenceModelError, SettingError
 from expunge.problem import Recipe, require_finite
 from expunge.settings import require_at_least, require_one_of, require_whole
@@ -35,13 +35,11 @@ from expunge.training import Supervised, Term, bar, reproducible, seed_globals
 
 ExecutorName = Literal["auto", "in-process", "processes", "ray", "batched"]
 
-_EXECUTORS = ("auto", "in-process", "processes", "ray", "batched")
 _TRIAL_STEPS = 8
 _WARM_UP_STEPS = 2
 _TRIAL_SHARE = 20  # the steps to be taken are at least so many times those of a trial, or none is made
 _GAIN = 0.85  # another way than one by one must promise to take less than this share of the time
 _WORTH_PROCESSES = 60.0  # seconds: starting workers takes several
-_CHUNK, _SAMPLE = 1024, 16
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class FleetSettings:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require_one_of(self, "executor", _EXECUTORS)
+        require_one_of(self, "executor", get_args(ExecutorName))
         require_whole(self, "workers", "models_as_one")
         require_at_least(self, 0, "gpus_per_model")
 
@@ -301,50 +299,6 @@ class _Distinct:
             return self.names.of(one) != self.names.of(two)
         except DataError:  # drawn anew at each reading: nothing can be said
             return False
-
-
-class DataNames:
-    """Names of datasets by what they hold; each example is read once, however many datasets share it."""
-
-    def __init__(self, key: bytes) -> None:
-        self._key = key
-        self._seen: dict[int, tuple[MapDataset, dict[int, bytes]]] = {}
-
-    def of(self, dataset: MapDataset) -> str:
-        """A keyed digest over every example, in order.
-
-        Raises:
-            DataError: The dataset gives other examples each time it is read.
-        """
-        view = View.of(dataset)
-        # The dataset is held beside its digests, for the number that stands for it would pass to another.
-        _, known = self._seen.setdefault(id(view.base), (view.base, {}))
-        wanted = cast("list[int]", view.indices.tolist())
-        missing = sorted({position for position in wanted if position not in known})
-        for start in range(0, len(missing), _CHUNK):
-            chunk = missing[start : start + _CHUNK]
-            known.update(zip(chunk, self._digests(view.base, torch.tensor(chunk)), strict=True))
-        state = hmac.new(self._key, digestmod=hashlib.sha256)
-        for position in wanted:
-            state.update(known[position])
-        return state.hexdigest()
-
-    def _digests(self, base: MapDataset, positions: Tensor) -> Iterator[bytes]:
-        whole = View(base, torch.arange(len(base)))
-        first = self._read(whole, positions[:_SAMPLE], 1)
-        if first != self._read(whole, positions[:_SAMPLE], 2):
-            raise DataError("the dataset gives other examples each time it is read")
-        yield from first
-        yield from self._read(whole, positions[_SAMPLE:], 1)
-
-    def _read(self, view: View, positions: Tensor, seed: int) -> list[bytes]:
-        seed_globals(seed, "cache")
-        columns = view.columns(positions) if len(positions) else ()
-        if isinstance(columns, tuple):
-            examples: list[Any] = list(zip(*cast("tuple[Tensor, ...]", columns), strict=True))
-        else:
-            examples = view.examples(positions)
-        return [bytes.fromhex(digest_dataset([example], self._key)) for example in examples]
 
 
 class _Shelf:
