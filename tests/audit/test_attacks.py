@@ -5,15 +5,8 @@ import pytest
 from scipy import optimize, special, stats
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from expunge.audit.attacks import (
-    baseline_scores,
-    clopper_pearson,
-    epsilon_lower_bounds,
-    evaluate_attack,
-    rmia,
-    u_lira,
-    u_lira_left_out,
-)
+from expunge.audit.attack_scores import clopper_pearson, epsilon_lower_bounds, evaluate_attack
+from expunge.audit.attacks import baseline_scores, rmia, u_lira, u_lira_left_out
 from expunge.errors import (
     DataError,
     LabelError,

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from expunge.audit.attacks import evaluate_attack
+from expunge.audit.attack_scores import evaluate_attack
 from expunge.audit.decision import Spread, harmful_gap, settle
 from expunge.audit.evidence import (
     Answers,

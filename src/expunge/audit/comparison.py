@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.audit.attacks import AttackEvaluation
+from expunge.audit.attack_scores import AttackEvaluation
 from expunge.audit.decision import FEWEST_ORACLES, Spread, harmful_gap, settle
 from expunge.audit.distances import mean_divergence, tug_of_war
 from expunge.audit.evidence import Aspect, Curve, Measure, Membership, Side

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from expunge.audit.attacks import AttackEvaluation
+from expunge.audit.attack_scores import AttackEvaluation
 from expunge.audit.intervals import Estimate, Interval, Part
 from expunge.audit.margins import MarginPlace
 from expunge.errors import SavedModelError

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
-from expunge.audit.attacks import Floats, epsilon_lower_bounds, usable_references, usable_signals
+from expunge.audit.attack_scores import Floats, epsilon_lower_bounds
+from expunge.audit.attacks import usable_references, usable_signals
 from expunge.audit.intervals import LEVEL, Estimate, Interval, Part
 from expunge.errors import ReferenceModelError, SettingError
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.audit.attacks import AttackEvaluation, evaluate_attack, rmia
+from expunge.audit.attack_scores import AttackEvaluation, evaluate_attack
+from expunge.audit.attacks import rmia
 from expunge.audit.portrait import FORGET, Portrait
 
 HOLDOUT = "holdout"
