@@ -198,18 +198,6 @@ def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
     assert len({file.read_bytes() for file in files}) == 1
 
 
-def test_files_with_two_keys_are_read_too(tmp_path: Path) -> None:
-    tensors = {"weight": torch.arange(3.0)}
-    state = hashlib.sha256(digest_tensors(tensors).encode())
-    update_digest(state, b'{"seconds": 1.5}')
-    metadata = {"json": '{"seconds": 1.5}', "digest": state.hexdigest()}
-    save_file(tensors, tmp_path / "file", metadata=metadata)
-    assert read_tensors(tmp_path / "file")[1] == {"seconds": 1.5}
-    save_file(tensors, tmp_path / "file", metadata=metadata | {"json": '{"seconds": 1.0}'})
-    with pytest.raises(SavedModelError, match="does not have the digest"):
-        read_tensors(tmp_path / "file")
-
-
 @pytest.mark.parametrize("signed", ["[]", "5", "{}", '{"digest": 5}', '{"digest": "x", "json": 5}', "text"])
 def test_metadata_of_another_form_are_damage(signed: str, tmp_path: Path) -> None:
     save_file({"weight": torch.ones(1)}, tmp_path / "file", metadata={"expunge": signed})

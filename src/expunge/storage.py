@@ -177,7 +177,7 @@ def update_digest(state: Digest, value: Tensor | bytes) -> None:
 
 def _signature(metadata: Mapping[str, str]) -> tuple[str | None, str]:
     """Digest and JSON text that were written with the tensors; no digest where another program wrote them."""
-    signed: Any = json.loads(metadata[_SIGNED]) if _SIGNED in metadata else metadata  # earlier files have two keys
+    signed: Any = json.loads(metadata[_SIGNED]) if _SIGNED in metadata else None
     if not isinstance(signed, Mapping) or "digest" not in signed:
         return None, "null"
     entries = cast(Mapping[str, Any], signed)

@@ -19,7 +19,7 @@ from expunge.cli.job_file import load_job
 from expunge.cli.loading import TRACEBACK, UNTOLD, named
 from expunge.cli.methods import installed_methods
 from expunge.cli.runs import Outcome, audit_run, is_main_process, render_run, run_job
-from expunge.cli.self_test import SHAMS, digits, print_self_test, self_test_json
+from expunge.cli.self_test import digits, print_self_test, self_test_json
 from expunge.cli.self_test import self_test as run_self_test
 from expunge.cli.summary import method_facts, outcome_json, print_methods, print_outcome
 from expunge.errors import ExpungeError, JobError
@@ -125,7 +125,7 @@ def audit(
 ) -> None:
     """Measure a run's model against models retrained without the forget set."""
     if self_test:
-        _say(f"Training and auditing about {SHAMS * seeds} models on scikit-learn's digits")
+        _say(f"Training shams and oracles on scikit-learn's digits and auditing them, {seeds} of each kind")
         outcomes = run_self_test(digits(), seeds)
         if as_json:
             _print_json(self_test_json(outcomes))

@@ -27,7 +27,7 @@ from expunge.training import Execution, Supervised, bar
 from expunge.training.seeds import generator
 from expunge.unlearning import Unlearned, unlearn
 
-REFERENCES, POOL, SHAMS = 20, 40, 10
+REFERENCES, POOL = 20, 40
 SETTINGS = AuditSettings(Relearning(forget_examples=40, retain_examples=360, steps=(0, 5, 10, 20)))
 _QUIET = Execution(progress=False)
 _TASK = Classification(10)
@@ -225,13 +225,13 @@ def _judged(
     problem: Problem, models: dict[str, nn.Module], pool: _Pool, seed: int, request: str
 ) -> Iterator[tuple[str, bool, Verdict]]:
     fresh, references = pool.draw(problem, seed)
+    template = unlearn(problem, FineTune((Stage(1e-9, steps=1),)), execution=_QUIET)
     for name, model in models.items():
-        yield name, False, references.compare(_as_result(problem, model)).verdict
-    yield f"retrained ({request})", True, references.compare(_as_result(problem, fresh)).verdict
+        yield name, False, references.compare(_in_place_of(template, model)).verdict
+    yield f"retrained ({request})", True, references.compare(_in_place_of(template, fresh)).verdict
 
 
-def _as_result(problem: Problem, model: nn.Module) -> Unlearned:
-    done = unlearn(problem, FineTune((Stage(1e-9, steps=1),)), execution=_QUIET)
+def _in_place_of(done: Unlearned, model: nn.Module) -> Unlearned:
     return replace(done, model=model, record=done.record.model_copy(update={"result_digest": digest_model(model)}))
 
 
