@@ -84,12 +84,14 @@ class Unlearned:
         record: What was done.
         problem: What was asked for.
         key: The secret of the record's data digests.
+        method: What forgot; None of a result that was read from a folder without saying so.
     """
 
     model: nn.Module
     record: Record
     problem: Problem = dataclasses.field(repr=False)
     key: bytes = dataclasses.field(repr=False)
+    method: Method | None = dataclasses.field(default=None, repr=False)
 
     def save(self, folder: str | Path, *, key_path: str | Path | None = None) -> None:
         """Write the weights, the record and, readable by the owner only, the key.
@@ -112,7 +114,14 @@ class Unlearned:
         write_files(contents, private={key})
 
     @classmethod
-    def load(cls, folder: str | Path, problem: Problem, *, key_path: str | Path | None = None) -> "Unlearned":
+    def load(
+        cls,
+        folder: str | Path,
+        problem: Problem,
+        *,
+        key_path: str | Path | None = None,
+        method: Method | None = None,
+    ) -> "Unlearned":
         """Read what `save` wrote.
 
         Args:
@@ -120,6 +129,7 @@ class Unlearned:
             problem: The problem it answers; its model gives the architecture and must be the recorded original. Its
                 sets must be the recorded ones; one that it lacks, because the data are deleted, is not compared.
             key_path: File of the key, if it does not lie in the folder.
+            method: What forgot, for an audit with shadows; it must be the recorded one.
 
         Raises:
             SavedModelError: A file is missing or damaged, weights and record do not belong together, or model or data
@@ -127,6 +137,11 @@ class Unlearned:
         """
         folder = Path(folder)
         record = read_record(folder)
+        if method is not None and (type(method).__name__, _plain(dataclasses.asdict(method))) != (
+            record.method,
+            record.settings,
+        ):
+            raise SavedModelError(f"{folder / RECORD_FILE} speaks of another method, or of other settings of it")
         tensors, _ = read_tensors(folder / MODEL_FILE)
         if digest_tensors(tensors) != record.result_digest:
             raise SavedModelError(
@@ -145,7 +160,7 @@ class Unlearned:
             raise SavedModelError(f"the saved weights do not fit the problem's model: {error}") from error
         key = _read_key(_key_file(folder, key_path))
         _require_recorded_data(problem, record, key, folder)
-        return cls(model, record, problem, key)
+        return cls(model, record, problem, key, method)
 
 
 def unlearn(
@@ -224,7 +239,7 @@ def unlearn(
         | {"python": platform.python_version()},
         finished=datetime.now(UTC),
     )
-    return Unlearned(model, record, problem, key)
+    return Unlearned(model, record, problem, key, method)
 
 
 def read_record(folder: str | Path) -> Record:

@@ -34,6 +34,7 @@ def measure(
         limit=limit,
         p_value=p_value,
         corrected_p_value=p_value,
+        deviation=spread.deviation,
         at_most=spread.at_most(harmful_gap(aspect, value, spread.mean)),
         side=Side.UNDECIDED,
     )
@@ -183,3 +184,19 @@ def test_larger_deviations_have_smaller_p_values():
     p_values = [Spread([0.4, 0.5, 0.6]).p_value(value, margin=0.02) for value in (0.5, 0.6, 0.8, 2.0)]
 
     assert all(one > other for one, other in pairwise(p_values))
+
+
+def test_a_difference_of_the_stated_size_is_found_with_the_stated_power():
+    random, trials, count = np.random.default_rng(3), 1500, 6
+    draws = [list(random.normal(0.5, 0.02, count)) for _ in range(trials)]
+    settled = [settle([measure(0.5, oracles, margin=0.02)], 0.05, power=0.8)[0] for oracles in draws]
+    # the size is stated in terms of the deviation that the oracles show; with the true one it is exact
+    size = 0.02 + float(np.mean([each.detectable - 0.02 for each in settled])) * 0.02 / float(
+        np.mean([each.deviation for each in settled])
+    )
+    found = [
+        settle([measure(random.normal(0.5 + size, 0.02), oracles, margin=0.02)], 0.05)[0].side is Side.ABOVE
+        for oracles in draws
+    ]
+
+    assert_rate(sum(found), trials, 0.8)

@@ -8,10 +8,10 @@ from sklearn.metrics import roc_curve
 from expunge.audit.margins import (
     compare_margins,
     example_epsilons,
+    example_percentiles,
     klom,
     margin_z_scores,
     percentiles_of,
-    place_among_oracles,
 )
 from expunge.errors import NonFiniteDataError, ReferenceModelError, SettingError, ShapeError
 
@@ -19,6 +19,12 @@ from expunge.errors import NonFiniteDataError, ReferenceModelError, SettingError
 def _normal(seed, *shapes):
     random = np.random.default_rng(seed)
     return [random.normal(0, 1, shape) for shape in shapes]
+
+
+def _places(audited, oracles):
+    others = [np.delete(oracles, place, 0) for place in range(len(oracles))]
+    left_out = [np.abs(margin_z_scores(own, rest)) for own, rest in zip(oracles, others, strict=True)]
+    return example_percentiles("confidence", np.abs(margin_z_scores(audited, oracles)), left_out)
 
 
 def _slow_klom(ours, theirs):
@@ -113,11 +119,11 @@ def test_z_scores_of_an_oracle_follow_students_t():
 def test_the_place_of_one_model_beside_that_of_each_oracle():
     audited, oracles = _normal(4, 500, (7, 500))
 
-    like, unlike = place_among_oracles(audited, oracles), place_among_oracles(audited + 5, oracles)
+    like, unlike = _places(audited, oracles), _places(audited + 5, oracles)
 
-    assert like.oracle_models == len(like.oracles) == 7
-    assert like.percentiles.median.value < 1.2 * max(oracle[0] for oracle in like.oracles)
-    assert unlike.percentiles.median.value > 3 * max(oracle[0] for oracle in unlike.oracles)
+    assert len(like.oracles) == 7
+    assert like.unlearned.median.value < 1.2 * max(oracle[0] for oracle in like.oracles)
+    assert unlike.unlearned.median.value > 3 * max(oracle[0] for oracle in unlike.oracles)
     assert like.oracles[2] == pytest.approx(
         percentiles_of(np.abs(margin_z_scores(oracles[2], np.delete(oracles, 2, 0)))).values
     )
@@ -127,7 +133,7 @@ def test_a_fixed_margin_within_the_range_is_missed_by_the_surrogate_and_found_by
     (oracles,) = _normal(5, (60, 300))
     fixed = np.full((60, 300), 0.1)
 
-    assert place_among_oracles(fixed[0], oracles).percentiles.median.value < 0.5
+    assert _places(fixed[0], oracles).unlearned.median.value < 0.5
     assert compare_margins(fixed, oracles, seed=0, deals=49).p_values[0] == 0.02
     estimates, _ = example_epsilons(fixed, oracles)
     assert np.median(estimates) > 2
@@ -200,8 +206,6 @@ def test_bad_input_is_refused_by_name():
         compare_margins(unlearned[:1], oracles, seed=0)
     with pytest.raises(SettingError, match="at least one deal, not 0"):
         compare_margins(unlearned, oracles, seed=0, deals=0)
-    with pytest.raises(SettingError, match="at least 3 oracle models"):
-        place_among_oracles(unlearned[0], oracles[:2])
     with pytest.raises(ReferenceModelError, match="same margin on every example"):
         margin_z_scores(unlearned[0], np.ones((3, 5)))
     with pytest.raises(SettingError, match="delta"):

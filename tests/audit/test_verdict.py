@@ -29,6 +29,7 @@ def measure(
         limit=0.1,
         p_value=0.01,
         corrected_p_value=0.02,
+        deviation=0.05,
         at_most=0.05,
         side=side,
         oracles_needed=needed,

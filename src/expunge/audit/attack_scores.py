@@ -110,7 +110,7 @@ def evaluate_attack(
     return AttackEvaluation(
         forget_examples=len(seen),
         unseen_examples=len(others),
-        auc=_area(seen, others),
+        auc=area(seen, others),
         low_rates=[
             LowRate(
                 limit=limit,
@@ -127,6 +127,30 @@ def evaluate_attack(
         above=_roc_curve(seen, others),
         below=_roc_curve(-seen, -others),
     )
+
+
+def area(forget: ArrayLike, unseen: ArrayLike) -> Estimate:
+    """Area under the ROC curve, with the interval of DeLong et al. 1988 on the logit scale.
+
+    Args:
+        forget: (examples,) scores.
+        unseen: (other examples,) scores.
+
+    Raises:
+        As `evaluate_attack`.
+    """
+    seen, others = _scores("forget", forget), _scores("unseen", unseen)
+    ranks = stats.rankdata(np.concatenate([seen, others]))
+    wins = (ranks[: len(seen)] - stats.rankdata(seen)) / len(others)
+    losses = 1 - (ranks[len(seen) :] - stats.rankdata(others)) / len(seen)
+    value = float(wins.mean())
+    variance = float(wins.var(ddof=1) / len(seen) + losses.var(ddof=1) / len(others))
+    if variance < 1e-15:  # separated or tied altogether: as many pairs as can be disjoint all gave the same result
+        slack = 1 - ((1 - LEVEL) / 2) ** (1 / min(len(seen), len(others)))
+        return Estimate(value=value, interval=Interval(low=value * (1 - slack), high=value + (1 - value) * slack))
+    half = stats.norm.ppf(0.5 + LEVEL / 2) * np.sqrt(variance) / (value * (1 - value))
+    low, high = special.expit(special.logit(value) + np.array([-half, half]))
+    return Estimate(value=value, interval=Interval(low=float(low), high=float(high)))
 
 
 def epsilon_lower_bounds(forget: Floats, unseen: Floats, *, delta: float = 1e-5) -> Floats:
@@ -170,20 +194,6 @@ def _scores(name: str, values: ArrayLike) -> Floats:
     if np.isnan(scores).any():
         raise NonFiniteDataError(f"{int(np.isnan(scores).sum())} of {len(scores)} {name} scores are NaN")
     return scores
-
-
-def _area(seen: Floats, others: Floats) -> Estimate:
-    ranks = stats.rankdata(np.concatenate([seen, others]))
-    wins = (ranks[: len(seen)] - stats.rankdata(seen)) / len(others)
-    losses = 1 - (ranks[len(seen) :] - stats.rankdata(others)) / len(seen)
-    area = float(wins.mean())
-    variance = float(wins.var(ddof=1) / len(seen) + losses.var(ddof=1) / len(others))
-    if variance < 1e-15:  # separated or tied altogether: as many pairs as can be disjoint all gave the same result
-        slack = 1 - ((1 - LEVEL) / 2) ** (1 / min(len(seen), len(others)))
-        return Estimate(value=area, interval=Interval(low=area * (1 - slack), high=area + (1 - area) * slack))
-    half = stats.norm.ppf(0.5 + LEVEL / 2) * np.sqrt(variance) / (area * (1 - area))
-    low, high = special.expit(special.logit(area) + np.array([-half, half]))
-    return Estimate(value=area, interval=Interval(low=float(low), high=float(high)))
 
 
 def _operating_point(seen: Floats, others: Floats, limit: float) -> OperatingPoint | None:

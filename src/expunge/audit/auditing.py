@@ -1,29 +1,37 @@
 """Audit an unlearned model against retraining."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import nn
 
+from expunge.audit import examples
 from expunge.audit.comparison import Comparison
 from expunge.audit.decision import Spread
 from expunge.audit.distances import answers, layer_distances
 from expunge.audit.evidence import Cost, Estimate, Evidence, Interval
 from expunge.audit.fleet import FleetSettings
+from expunge.audit.membership import HOLDOUT
 from expunge.audit.notes import notes_on
 from expunge.audit.portrait import FORGET, Portrait, Sitting
 from expunge.audit.references import Oracles
 from expunge.audit.settings import AuditSettings
+from expunge.audit.shadows import Shadows
 from expunge.audit.verdict import judge
-from expunge.errors import MissingNeedError, ReferenceModelError
+from expunge.data import MapDataset
+from expunge.errors import MissingNeedError, ReferenceModelError, SettingError
 from expunge.problem import Problem
 from expunge.storage import digest_model
 from expunge.training import Execution, Run, bar, reproducible
 from expunge.unlearning import Record, Unlearned
 
 _SETTINGS = TypeAdapter(AuditSettings)
+_MOST_SUBGROUPS = 50
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class References:
     settings: AuditSettings
     original: Portrait
     portraits: Sequence[Portrait]
+    shadows: Shadows | None = None
+    subgroups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict[str, NDArray[np.str_]])
     notes: Sequence[str] = ()
 
     @classmethod
@@ -48,6 +58,8 @@ class References:
         settings: AuditSettings | None = None,
         execution: Execution | None = None,
         fleet: FleetSettings | None = None,
+        shadows: int = 0,
+        subgroups: Mapping[str, Sequence[Any]] | None = None,
     ) -> "References":
         """Train oracles where a number is given, and measure them and the original; see `audit`."""
         settings, execution = settings or AuditSettings(), execution or Execution()
@@ -60,6 +72,9 @@ class References:
             models = Oracles.train(problem, oracles, seed, progress=execution.progress, settings=fleet)
         else:
             models = Oracles(list(oracles))
+        trained = (
+            Shadows.train(problem, shadows, seed, progress=execution.progress, settings=fleet) if shadows else None
+        )
         with (
             reproducible(execution.threads),
             bar("audit", 1 + len(models.models), enabled=execution.progress) as display,
@@ -72,7 +87,17 @@ class References:
                 portraits.append(sitting.portray(run.frozen(model)))
                 display.advance()
             notes = notes_on(problem.task, given[FORGET], given["retain"], portraits[0], portraits[1:], seed)
-        return cls(problem, models, sitting, settings, portraits[0], portraits[1:], notes)
+        return cls(
+            problem,
+            models,
+            sitting,
+            settings,
+            portraits[0],
+            portraits[1:],
+            trained,
+            _measured(subgroups or {}, problem.holdout, sitting),
+            notes,
+        )
 
     def compare(self, unlearned: Unlearned) -> Evidence:
         """Measure an unlearned model and hold it against these references.
@@ -86,8 +111,20 @@ class References:
             )
         with reproducible(self.sitting.run.execution.threads):
             portrait = self.sitting.portray(self.sitting.run.frozen(unlearned.model))
+            shadows = self.shadows.signals(unlearned.method, self.sitting) if self.shadows is not None else None
         seed, task = self.sitting.run.seed, self.problem.task
-        comparison = Comparison(task, portrait, self.original, self.portraits, self.settings.margins, seed)
+        comparison = Comparison(
+            task,
+            portrait,
+            self.original,
+            self.portraits,
+            self.settings.margins,
+            seed,
+            shadows,
+            self.subgroups,
+        )
+        by_example = examples.epsilons(shadows, self.portraits)
+        positions = self.sitting.positions[FORGET].tolist()
         measures, groups = comparison.measures(), comparison.groups()
         verdict, sentence, findings = judge(measures, groups, len(self.portraits))
         return Evidence(
@@ -98,17 +135,23 @@ class References:
             groups=groups,
             curves=comparison.curves(self.settings.relearning),
             membership=comparison.membership(),
-            places=comparison.places(),
+            percentiles=examples.percentiles(task, portrait, self.portraits),
+            margins=examples.margins(shadows, self.portraits, seed),
+            epsilons=by_example,
+            leaks=examples.leaks(portrait, self.portraits, shadows, by_example, positions),
             notes=list(self.notes),
             answers=answers(
                 task, portrait.outputs, self.original.outputs, [oracle.outputs for oracle in self.portraits], seed
             ),
             layers=layer_distances(unlearned.model, self.problem.model, self.oracles.models),
             cost=_cost(unlearned.record, list(self.oracles.seconds)),
-            settings=_SETTINGS.dump_python(self.settings, mode="json") | {"oracles": len(self.portraits)},
+            settings=_SETTINGS.dump_python(self.settings, mode="json") | self._models(),
             seed=seed,
             result_digest=unlearned.record.result_digest,
         )
+
+    def _models(self) -> dict[str, int]:
+        return {"oracles": len(self.portraits), "shadows": len(self.shadows.models) if self.shadows else 0}
 
 
 def audit(
@@ -119,6 +162,8 @@ def audit(
     settings: AuditSettings | None = None,
     execution: Execution | None = None,
     fleet: FleetSettings | None = None,
+    shadows: int = 0,
+    subgroups: Mapping[str, Sequence[Any]] | None = None,
 ) -> Evidence:
     """Measure an unlearned model, its original and a set of oracles alike, and say how they compare.
 
@@ -133,6 +178,9 @@ def audit(
         execution: Device, precision, progress.
         fleet: Where and in which way oracles are trained, and where they are kept for the next audit: by default in
             the user's cache folder (see `expunge cache`); `FleetSettings(cache=False)` keeps none.
+        shadows: How many shadows to train on everything and to unlearn by the same method: for U-LiRA, KLoM and epsilon
+            by example. Each costs a training and an unlearning.
+        subgroups: By name, such as `sex`, the subgroup of each holdout example; quality is judged in every one.
 
     Returns:
         The evidence, with a verdict.
@@ -142,9 +190,39 @@ def audit(
         ReferenceModelError: The recipe failed, or its oracles are identical.
     """
     references = References.prepare(
-        unlearned.problem, oracles, seed=seed, settings=settings, execution=execution, fleet=fleet
+        unlearned.problem,
+        oracles,
+        seed=seed,
+        settings=settings,
+        execution=execution,
+        fleet=fleet,
+        shadows=shadows,
+        subgroups=subgroups,
     )
     return references.compare(unlearned)
+
+
+def _measured(
+    subgroups: Mapping[str, Sequence[Any]], holdout: MapDataset | None, sitting: Sitting
+) -> dict[str, NDArray[np.str_]]:
+    """The subgroups of the holdout examples that are measured."""
+    if subgroups and holdout is None:
+        raise MissingNeedError("subgroups are of holdout examples: give the problem `holdout=` a dataset")
+    found: dict[str, NDArray[np.str_]] = {}
+    for name, values in subgroups.items():
+        if len(values) != len(cast(MapDataset, holdout)):
+            raise SettingError(
+                f"the subgroup {name!r} has {len(values)} values, the holdout {len(cast(MapDataset, holdout))} "
+                "examples; give one value for each, in order"
+            )
+        kinds = np.asarray([str(value) for value in values])
+        if len(set(kinds.tolist())) > _MOST_SUBGROUPS:
+            raise SettingError(
+                f"the subgroup {name!r} has {len(set(kinds.tolist()))} different values, of which each would be "
+                f"judged; {_MOST_SUBGROUPS} at most are of use: put values together, such as ages into decades"
+            )
+        found[name] = kinds[sitting.positions[HOLDOUT]]
+    return found
 
 
 def _cost(record: Record, oracle_seconds: list[float]) -> Cost:

@@ -1,40 +1,69 @@
-"""Membership attacks between portraits: who was trained on the forget set?"""
+"""Membership attacks between portraits: who was trained on the forget set, and who on the retain set?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.audit.attack_scores import AttackEvaluation, evaluate_attack
-from expunge.audit.attacks import rmia
-from expunge.audit.portrait import FORGET, Portrait
+from expunge.audit.attack_scores import AttackEvaluation, area, evaluate_attack
+from expunge.audit.attacks import rmia, u_lira
+from expunge.audit.decision import FEWEST_ORACLES
+from expunge.audit.intervals import Estimate
+from expunge.audit.portrait import FORGET, LOSS, Floats, Portrait
+from expunge.audit.shadows import ShadowSignals
 
-HOLDOUT = "holdout"
+HOLDOUT, RETAIN = "holdout", "retain"
+RMIA, RMIA_ONLINE, U_LIRA = "membership (RMIA)", "membership (RMIA online)", "membership (U-LiRA)"
 FEWEST_UNSEEN = 20
+FEWEST_SHADOWS = 2
+
+_UNSEEN, _ORACLE = "holdout examples of the same kinds", "the same examples scored by an oracle"
+
+Scores = tuple[Floats, Floats]
+"""Of forget examples, and of what they are held against."""
 
 
 @dataclass(frozen=True)
-class MembershipTest:
-    """RMIA offline, with the oracles as models that have not seen the forget set.
+class Attack:
+    """One attack, on the unlearned model, the original and the oracles alike.
+
+    Attributes:
+        name: What it is called.
+        against: What the scores of forget examples are held against.
+        unlearned: All that its scores show of the unlearned model.
+        original: Area under the ROC curve on the original.
+        oracles: The same on each oracle.
+    """
+
+    name: str
+    against: str
+    unlearned: AttackEvaluation
+    original: Estimate
+    oracles: list[float]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which holdout examples play which part.
 
     Args:
-        unseen: Positions in the holdout that forget examples are held against: examples of the same kinds.
-        population: Positions in the holdout of the attack's population.
+        unseen: Positions of those that forget examples are held against: examples of the same kinds.
+        population: Positions of the population of RMIA.
     """
 
     unseen: NDArray[np.int64]
     population: NDArray[np.int64]
 
     @classmethod
-    def prepare(cls, portrait: Portrait, seed: int) -> "MembershipTest | None":
+    def prepare(cls, portrait: Portrait, seed: int) -> "Draw | None":
         """Draw both from the holdout; None where it has too few examples of the forget set's kinds, or no others.
 
         Where whole kinds were forgotten, the population is the rest of the holdout; else it is a half of it.
         """
         if HOLDOUT not in portrait.sets:
             return None
-        forget, retain, holdout = (portrait.sets[name] for name in (FORGET, "retain", HOLDOUT))
+        forget, retain, holdout = (portrait.sets[name] for name in (FORGET, RETAIN, HOLDOUT))
         same = np.isin(holdout.groups, sorted(forget.kinds))
         if forget.kinds <= retain.kinds:
             drawn = np.random.default_rng(seed).permutation(len(same)) < len(same) // 2
@@ -43,14 +72,121 @@ class MembershipTest:
             unseen, population = np.flatnonzero(same), np.flatnonzero(~same)
         return cls(unseen, population) if min(len(unseen), len(population)) >= FEWEST_UNSEEN else None
 
-    def attack(self, audited: Portrait, references: Sequence[Portrait]) -> AttackEvaluation:
-        """What RMIA shows of the audited model; it must not be among the references."""
-        population = audited.sets[HOLDOUT].signals[self.population]
-        theirs = np.stack([reference.sets[HOLDOUT].signals for reference in references])
-        on_forget = np.stack([reference.sets[FORGET].signals for reference in references])
-        scores = (
-            rmia(audited.sets[FORGET].signals, population, on_forget, theirs[:, self.population]),
-            rmia(audited.sets[HOLDOUT].signals[self.unseen], population, theirs[:, self.unseen],
-                 theirs[:, self.population]),
-        )  # fmt: skip
-        return evaluate_attack(*scores)
+
+@dataclass(frozen=True)
+class Attackers:
+    """All models that are attacked, each with the others as references."""
+
+    unlearned: Portrait
+    original: Portrait
+    oracles: Sequence[Portrait]
+    shadows: ShadowSignals | None
+    seed: int
+
+    def attacks(self) -> list[Attack]:
+        """Every attack for which there are examples and models enough."""
+        return [*self._against_holdout(), *self._against_an_oracle()]
+
+    def exposure(self, portrait: Portrait) -> Estimate | None:
+        """How well a loss threshold tells retained examples from holdout examples of the same kinds: an area."""
+        if HOLDOUT not in portrait.sets:
+            return None
+        retain, holdout = portrait.sets[RETAIN], portrait.sets[HOLDOUT]
+        same = np.isin(holdout.groups, sorted(retain.kinds))
+        if same.sum() < FEWEST_UNSEEN:
+            return None
+        return area(retain.scores[LOSS], holdout.scores[LOSS][same])
+
+    def taken_for_unlearned(self, portrait: Portrait) -> Floats | None:
+        """Which forget examples U-LiRA takes for unlearned rather than never seen: ones and zeros, (examples,)."""
+        references = [oracle for oracle in self.oracles if oracle is not portrait]
+        if self.shadows is None or not self._enough_shadows:
+            return None
+        own, inside = portrait.sets[FORGET].signals, self.shadows.unlearned[FORGET]
+        return (u_lira(own, inside, _signals(references, FORGET)) > 0).astype(np.float64)
+
+    @property
+    def _enough_shadows(self) -> bool:
+        return (
+            self.shadows is not None
+            and len(self.shadows.trained) >= FEWEST_SHADOWS
+            and len(self.oracles) > FEWEST_ORACLES
+        )
+
+    def _against_holdout(self) -> Iterator[Attack]:
+        """RMIA offline with the oracles as models that have not seen the forget set, and attacks without references."""
+        draw = Draw.prepare(self.unlearned, self.seed)
+        if draw is None:
+            return
+
+        def by_ratio(audited: Portrait) -> Scores:
+            others = [oracle for oracle in self.oracles if oracle is not audited]
+            on_forget, on_holdout = _signals(others, FORGET), _signals(others, HOLDOUT)
+            forget, holdout = audited.sets[FORGET].signals, audited.sets[HOLDOUT].signals
+            population = holdout[draw.population], on_holdout[:, draw.population]
+            return (
+                rmia(forget, population[0], on_forget, population[1]),
+                rmia(holdout[draw.unseen], population[0], on_holdout[:, draw.unseen], population[1]),
+            )
+
+        yield self._attack(RMIA, _UNSEEN, by_ratio, self.oracles)
+        for name in self.unlearned.sets[FORGET].scores:
+            if name in self.unlearned.sets[HOLDOUT].scores:
+
+                def plain(audited: Portrait, name: str = name) -> Scores:
+                    return audited.sets[FORGET].scores[name], audited.sets[HOLDOUT].scores[name][draw.unseen]
+
+                yield self._attack(f"membership ({name})", _UNSEEN, plain, self.oracles)
+
+    def _against_an_oracle(self) -> Iterator[Attack]:
+        """Attacks that need shadows, on the forget examples alone.
+
+        What never having seen them looks like is told by the first oracle, which is no reference of any model then.
+        """
+        shadows = self.shadows
+        if shadows is None or not self._enough_shadows:
+            return
+        apart, *rest = self.oracles
+
+        def references(audited: Portrait) -> list[Portrait]:
+            return [oracle for oracle in rest if oracle is not audited]
+
+        def by_likelihood(audited: Portrait) -> Scores:
+            inside, outside = shadows.unlearned[FORGET], _signals(references(audited), FORGET)
+            return (
+                u_lira(audited.sets[FORGET].signals, inside, outside),
+                u_lira(apart.sets[FORGET].signals, inside, outside),
+            )
+
+        def online(audited: Portrait) -> Scores:
+            others = references(audited)
+            on_forget, on_holdout = _signals(others, FORGET), _signals(others, HOLDOUT)
+
+            def score(model: Portrait) -> Floats:
+                own, population = model.sets[FORGET].signals, model.sets[HOLDOUT].signals
+                return rmia(own, population, on_forget, on_holdout, shadows=shadows.trained)
+
+            return score(audited), score(apart)
+
+        yield self._attack(U_LIRA, _ORACLE, by_likelihood, rest)
+        if HOLDOUT in self.unlearned.sets:
+            yield self._attack(RMIA_ONLINE, _ORACLE, online, rest)
+
+    def _attack(
+        self,
+        name: str,
+        against: str,
+        scores: Callable[[Portrait], Scores],
+        oracles: Sequence[Portrait],
+    ) -> Attack:
+        return Attack(
+            name,
+            against,
+            evaluate_attack(*scores(self.unlearned)),
+            area(*scores(self.original)),
+            [area(*scores(oracle)).value for oracle in oracles],
+        )
+
+
+def _signals(portraits: Sequence[Portrait], name: str) -> Floats:
+    return np.stack([portrait.sets[name].signals for portrait in portraits])

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from expunge.audit.membership import FEWEST_UNSEEN, HOLDOUT, MembershipTest
+from expunge.audit.membership import FEWEST_UNSEEN, HOLDOUT, Draw
 from expunge.audit.portrait import Portrait
 from expunge.data import MapDataset
 from expunge.storage import update_digest
@@ -36,7 +36,7 @@ def notes_on(
                 f"oracle {number} reaches {reached:.3f} on the retain set, the original {wanted:.3f}: the recipe does "
                 "not train as the original was trained, so the comparison says little; mend the recipe"
             )
-    if MembershipTest.prepare(original, seed) is None:
+    if Draw.prepare(original, seed) is None:
         missing = "is no holdout" if HOLDOUT not in original.sets else "are too few holdout examples"
         notes.append(
             f"membership was not attacked: there {missing} of the same kinds as the forget set ({FEWEST_UNSEEN} are "
