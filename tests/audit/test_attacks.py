@@ -38,6 +38,17 @@ def _slow_rmia(audited, population, oracles, population_oracles, shadows, a, gam
     return np.array(scores)
 
 
+def test_several_audited_models_score_as_each_alone():
+    audited, population, oracles, elsewhere = _signals(9, (3, 20), (3, 30), (4, 20), (4, 30))
+
+    together = rmia(audited, population, oracles, elsewhere)
+
+    for place in range(3):
+        assert np.array_equal(together[place], rmia(audited[place], population[place], oracles, elsewhere))
+    with pytest.raises(ShapeError, match="of 3 audited models, those of the population of 2"):
+        rmia(audited, population[:2], oracles, elsewhere)
+
+
 @pytest.mark.parametrize("online", [False, True])
 @pytest.mark.parametrize(("a", "gamma"), [(0.3, 1.0), (0.0, 2.0), (1.0, 1.3)])
 def test_rmia_equals_a_slow_loop(online, a, gamma):

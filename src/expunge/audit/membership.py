@@ -121,13 +121,15 @@ class Attackers:
 
         def by_ratio(audited: Portrait) -> Scores:
             others = [oracle for oracle in self.oracles if oracle is not audited]
-            on_forget, on_holdout = _signals(others, FORGET), _signals(others, HOLDOUT)
             forget, holdout = audited.sets[FORGET].signals, audited.sets[HOLDOUT].signals
-            population = holdout[draw.population], on_holdout[:, draw.population]
-            return (
-                rmia(forget, population[0], on_forget, population[1]),
-                rmia(holdout[draw.unseen], population[0], on_holdout[:, draw.unseen], population[1]),
+            on_forget, on_holdout = _signals(others, FORGET), _signals(others, HOLDOUT)
+            scores = rmia(
+                np.concatenate([forget, holdout[draw.unseen]]),
+                holdout[draw.population],
+                np.concatenate([on_forget, on_holdout[:, draw.unseen]], axis=1),
+                on_holdout[:, draw.population],
             )
+            return scores[: len(forget)], scores[len(forget) :]
 
         yield self._attack(RMIA, _UNSEEN, by_ratio, self.oracles)
         for name in self.unlearned.sets[FORGET].scores:
@@ -159,14 +161,15 @@ class Attackers:
             )
 
         def online(audited: Portrait) -> Scores:
-            others = references(audited)
-            on_forget, on_holdout = _signals(others, FORGET), _signals(others, HOLDOUT)
-
-            def score(model: Portrait) -> Floats:
-                own, population = model.sets[FORGET].signals, model.sets[HOLDOUT].signals
-                return rmia(own, population, on_forget, on_holdout, shadows=shadows.trained)
-
-            return score(audited), score(apart)
+            own, others = [audited, apart], references(audited)
+            scores = rmia(
+                _signals(own, FORGET),
+                _signals(own, HOLDOUT),
+                _signals(others, FORGET),
+                _signals(others, HOLDOUT),
+                shadows=shadows.trained,
+            )
+            return scores[0], scores[1]
 
         yield self._attack(U_LIRA, _ORACLE, by_likelihood, rest)
         if HOLDOUT in self.unlearned.sets:
