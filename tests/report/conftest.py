@@ -174,7 +174,7 @@ def evidence(record: Record) -> Evidence:
         membership=[
             Membership(
                 attack="membership (RMIA)",
-                against="holdout examples of the same kinds",
+                against="holdout examples",
                 unlearned=attack,
                 original=estimate(0.7),
                 oracles=[0.48, 0.51, 0.5, 0.53],

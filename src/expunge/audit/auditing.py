@@ -231,6 +231,7 @@ def _cost(record: Record, oracle_seconds: list[float]) -> Cost:
         examples=record.examples,
         peak_memory_bytes=record.peak_memory_bytes,
         oracle_seconds=oracle_seconds,
+        expected=len(oracle_seconds) > 1 and len(set(oracle_seconds)) == 1,  # no two measured times are equal
         share_of_retraining=_share(record.seconds, oracle_seconds) if oracle_seconds else None,
     )
 

@@ -119,7 +119,8 @@ class Membership(Part):
 
     Attributes:
         attack: Its name.
-        against: What the scores of forget examples are held against.
+        against: What the scores of forget examples are held against: those of `holdout examples` of the same kinds, or
+            `scores of an oracle` on the same forget examples.
         unlearned: What the attack's scores show.
         original: Area under the ROC curve of the same attack on the original.
         oracles: The same on each oracle that is no reference of the others.
@@ -212,6 +213,7 @@ class Cost(Part):
         examples: Examples that passed forward and backward.
         peak_memory_bytes: The largest memory of any phase.
         oracle_seconds: Wall time of training each oracle; empty where they were given and not trained here.
+        expected: Whether those times are what a trial led to expect, because oracles were trained together.
         share_of_retraining: Wall time over the oracles' geometric mean, with the 95 % interval of that mean.
     """
 
@@ -219,6 +221,7 @@ class Cost(Part):
     examples: int
     peak_memory_bytes: int
     oracle_seconds: list[float]
+    expected: bool = False
     share_of_retraining: Estimate | None
 
 

@@ -18,7 +18,7 @@ RMIA, RMIA_ONLINE, U_LIRA = "membership (RMIA)", "membership (RMIA online)", "me
 FEWEST_UNSEEN = 20
 FEWEST_SHADOWS = 2
 
-_UNSEEN, _ORACLE = "holdout examples of the same kinds", "the same examples scored by an oracle"
+_UNSEEN, _ORACLE = "holdout examples", "scores of an oracle"
 
 Scores = tuple[Floats, Floats]
 """Of forget examples, and of what they are held against."""

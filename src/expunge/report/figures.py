@@ -158,6 +158,7 @@ def _cost(cost: Cost) -> Picture:
     caption = "Bars are wall time on the same machine"
     if cost.share_of_retraining is not None:
         caption = f"{took}, {words.share_of_retraining(cost.share_of_retraining)}; bars are wall time on one machine"
+    caption += "; oracles were trained together, and one by itself would have taken so long" if cost.expected else ""
     caption += words.left_out(len(cost.oracle_seconds) - len(seconds) + 1, "oracles are left out")
     described = "; ".join(f"{name} {words.duration(value)}" for name, value in zip(names, seconds, strict=True))
     return Picture(heading, caption, to_svg(figure, "cost", heading, described))

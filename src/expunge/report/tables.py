@@ -130,7 +130,7 @@ def _membership(attacks: Sequence[Membership]) -> Table:
         (point,) = [rate for rate in found.low_rates if rate.limit == max(each.limit for each in found.low_rates)]
         ends = sorted(attack.oracles)
         return [
-            attack.attack,
+            attack.attack.removeprefix("membership (").removesuffix(")"),
             f"{words.count(found.unseen_examples)} {attack.against}",
             words.estimate(found.auc),
             words.estimate(attack.original),
@@ -141,8 +141,9 @@ def _membership(attacks: Sequence[Membership]) -> Table:
 
     note = (
         "Area under the ROC curve, one half where nothing is told; far below is a leak too. Found at 1 %: true "
-        "positives at one false positive in a hundred. Epsilon: what the scores show, of the most that so few examples "
-        "could. Examples count as independent."
+        "positives at one false positive in a hundred. Epsilon: what the scores show, of the most that so few "
+        "examples could. Holdout examples are of the same kinds as the forget set; scores of an oracle are of the same "
+        "forget examples. Examples count as independent."
     )
     return Table("Membership attacks", columns, [row(attack) for attack in attacks], note)
 
