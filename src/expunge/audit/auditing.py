@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter
 from torch import nn
 
+from expunge.audit.choosing import FleetSettings
 from expunge.audit.comparison import Comparison
 from expunge.audit.decision import Spread
 from expunge.audit.distances import answers, layer_distances
 from expunge.audit.evidence import Cost, Estimate, Evidence, Interval
-from expunge.audit.fleet import FleetSettings
 from expunge.audit.notes import notes_on
 from expunge.audit.portrait import FORGET, Portrait, Sitting
 from expunge.audit.references import Oracles

@@ -7,8 +7,9 @@ from itertools import combinations
 import torch
 from torch import nn
 
+from expunge.audit.choosing import Choice, FleetSettings
 from expunge.audit.executors import TrainingJob
-from expunge.audit.fleet import Choice, Fleet, FleetSettings
+from expunge.audit.fleet import Fleet
 from expunge.data import MapDataset, subset
 from expunge.errors import MissingNeedError, ReferenceModelError, SettingError
 from expunge.problem import Problem, Recipe, require_finite

@@ -12,7 +12,7 @@ from rich.markup import escape
 from typer.core import TyperCommand
 
 from expunge.audit import Level
-from expunge.audit.fleet import ExecutorName
+from expunge.audit.choosing import ExecutorName
 from expunge.cli.cache import cache_facts, print_cache
 from expunge.cli.demo import run_demo
 from expunge.cli.job_file import load_job

@@ -12,8 +12,8 @@ from accelerate.utils import environment
 from pydantic import TypeAdapter
 
 from expunge.audit import AuditSettings, Evidence, FleetSettings, Level, audit
+from expunge.audit.choosing import ExecutorName
 from expunge.audit.evidence import EVIDENCE_FILE
-from expunge.audit.fleet import ExecutorName
 from expunge.cli.job import JOB_FILE, Job
 from expunge.cli.job_file import load_job
 from expunge.cli.problems import audit_settings_of, execution_of, method_of, prepare
