@@ -12,6 +12,7 @@ from expunge.audit.comparison import Comparison
 from expunge.audit.decision import Spread
 from expunge.audit.distances import answers, layer_distances
 from expunge.audit.evidence import Cost, Estimate, Evidence, Interval
+from expunge.audit.measuring import Announce, portrayed
 from expunge.audit.notes import notes_on
 from expunge.audit.portrait import FORGET, Portrait, Sitting
 from expunge.audit.references import Oracles
@@ -20,7 +21,7 @@ from expunge.audit.verdict import judge
 from expunge.errors import MissingNeedError, ReferenceModelError
 from expunge.problem import Problem
 from expunge.storage import digest_model
-from expunge.training import Execution, Run, bar, reproducible
+from expunge.training import Execution, Run, reproducible
 from expunge.unlearning import Record, Unlearned
 
 _SETTINGS = TypeAdapter(AuditSettings)
@@ -48,6 +49,7 @@ class References:
         settings: AuditSettings | None = None,
         execution: Execution | None = None,
         fleet: FleetSettings | None = None,
+        announce: Announce | None = None,
     ) -> "References":
         """Train oracles where a number is given, and measure them and the original; see `audit`."""
         settings, execution = settings or AuditSettings(), execution or Execution()
@@ -57,22 +59,18 @@ class References:
                 raise MissingNeedError(f"an audit measures on the {name} set: give the problem `{name}=` a dataset")
         problem.check_labels()
         if isinstance(oracles, int):
-            models = Oracles.train(problem, oracles, seed, progress=execution.progress, settings=fleet)
+            models = Oracles.train(
+                problem, oracles, seed, progress=execution.progress, settings=fleet, announce=announce
+            )
         else:
             models = Oracles(list(oracles))
-        with (
-            reproducible(execution.threads),
-            bar("audit", 1 + len(models.models), enabled=execution.progress) as display,
-        ):
+        with reproducible(execution.threads):
             run = Run(problem.task, seed, execution)
             given = {name: data for name, data in sets.items() if data is not None}
             sitting = Sitting.prepare(run, run.frozen(problem.model), given, settings)
-            portraits: list[Portrait] = []
-            for model in (problem.model, *models.models):
-                portraits.append(sitting.portray(run.frozen(model)))
-                display.advance()
-            notes = notes_on(problem.task, given[FORGET], given["retain"], portraits[0], portraits[1:], seed)
-        return cls(problem, models, sitting, settings, portraits[0], portraits[1:], notes)
+            original, *portraits = portrayed(sitting, [problem.model, *models.models], announce)
+            notes = notes_on(problem.task, given[FORGET], given["retain"], original, portraits, seed)
+        return cls(problem, models, sitting, settings, original, portraits, [*notes, *models.notes])
 
     def compare(self, unlearned: Unlearned) -> Evidence:
         """Measure an unlearned model and hold it against these references.
@@ -119,6 +117,7 @@ def audit(
     settings: AuditSettings | None = None,
     execution: Execution | None = None,
     fleet: FleetSettings | None = None,
+    announce: Announce | None = None,
 ) -> Evidence:
     """Measure an unlearned model, its original and a set of oracles alike, and say how they compare.
 
@@ -133,6 +132,8 @@ def audit(
         execution: Device, precision, progress.
         fleet: Where and in which way oracles are trained, and where they are kept for the next audit: by default in
             the user's cache folder (see `expunge cache`); `FleetSettings(cache=False)` keeps none.
+        announce: Is told what training the oracles will cost before it begins, and, where it is more than a few
+            seconds, what measuring will cost once one model is measured.
 
     Returns:
         The evidence, with a verdict.
@@ -142,7 +143,13 @@ def audit(
         ReferenceModelError: The recipe failed, or its oracles are identical.
     """
     references = References.prepare(
-        unlearned.problem, oracles, seed=seed, settings=settings, execution=execution, fleet=fleet
+        unlearned.problem,
+        oracles,
+        seed=seed,
+        settings=settings,
+        execution=execution,
+        fleet=fleet,
+        announce=announce,
     )
     return references.compare(unlearned)
 

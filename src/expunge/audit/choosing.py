@@ -1,4 +1,4 @@
-"""In which way a fleet of models is trained: as asked for, or as a short trial decides."""
+"""In which way a fleet of models is trained, as asked for or as a short trial decides, and how long that will take."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,8 @@ _WARM_UP_STEPS = 2
 _TRIAL_SHARE = 20  # the steps to be taken are at least so many times those of a trial, or none is made
 _GAIN = 0.85  # another way than one by one must promise to take less than this share of the time
 _WORTH_PROCESSES = 60.0  # seconds: starting workers takes several
+_TIMED_STEPS = 2  # where nothing is to be chosen, fewer do to tell about how long it takes
+_TIMED_SHARE = 10
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,81 @@ class Choice:
     seconds_each: float | None = None
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What training a fleet will cost, as far as that is known before.
+
+    Attributes:
+        title: What the models are, in the plural.
+        to_train: How many are to be trained.
+        cached: How many come from the cache.
+        choice: In which way they will be trained; here `seconds_each` may also rest on models in the cache.
+        seconds: Wall time for all of them, or None where it is not known.
+        unknown: Why it is not known.
+    """
+
+    title: str
+    to_train: int
+    cached: int
+    choice: Choice
+    seconds: float | None
+    unknown: str = ""
+
+
+def expect(
+    title: str,
+    recipe: Recipe,
+    jobs: Sequence[TrainingJob],
+    executor: Executor,
+    choice: Choice,
+    before: Sequence[float | None],
+) -> Expected:
+    """What training these jobs will cost: by the trial, by models in the cache, or by timing a few steps.
+
+    Args:
+        title: What the models are.
+        recipe: How they are trained.
+        jobs: Those that are not in the cache.
+        executor: What will train them.
+        choice: How it was chosen.
+        before: For each model in the cache, what training it by itself took.
+    """
+    expected = Expected(title, len(jobs), len(before), choice, None)
+    known = [seconds for seconds in before if seconds is not None]
+    if not jobs:
+        return replace(expected, seconds=0.0)
+    if executor.name in choice.expected_seconds:
+        return replace(expected, seconds=choice.expected_seconds[executor.name])
+    if known and not isinstance(executor, Batched):
+        return _from_each(expected, sum(known) / len(known))
+    if not isinstance(recipe, Supervised):
+        return replace(expected, unknown="the recipe is a function of its own, of which no single steps can be timed")
+    if processes_here() > 1:
+        return replace(expected, unknown="several processes train together")
+    if _steps_of(recipe, jobs[0]) * len(jobs) < _TIMED_SHARE * (4 + 2 * _TIMED_STEPS):
+        return replace(expected, unknown="that are too few steps to be timed")
+    return _timed(expected, recipe, jobs, executor)
+
+
+def _timed(expected: Expected, recipe: Supervised, jobs: Sequence[TrainingJob], executor: Executor) -> Expected:
+    together = jobs[: executor.models] if isinstance(executor, Batched) else jobs[:1]
+    way = executor if isinstance(executor, Batched) else InProcess()
+    step = _seconds_a_step(way, recipe, together, warm_up=1, steps=_TIMED_STEPS)
+    if step is None:
+        return replace(expected, unknown="a trial of a few steps failed")
+    seconds = _steps_of(recipe, jobs[0]) * step
+    if isinstance(executor, Batched):
+        return replace(expected, seconds=seconds * len(jobs) / len(together))
+    return _from_each(expected, seconds)
+
+
+def _from_each(expected: Expected, seconds: float) -> Expected:
+    """For all where they come one after another; how well several at a time share a machine is not known before."""
+    choice = replace(expected.choice, seconds_each=seconds)
+    whole = seconds * expected.to_train if choice.executor == InProcess.name else None
+    return replace(expected, choice=choice, seconds=whole)
+
+
 def choose(recipe: Recipe, jobs: Sequence[TrainingJob], settings: FleetSettings) -> tuple[Executor, Choice]:
     """The executor for these jobs, after a trial where that is left to us.
 
@@ -102,8 +179,7 @@ def _by_trial(recipe: Recipe, jobs: Sequence[TrainingJob], settings: FleetSettin
     alone = InProcess()
     if not isinstance(recipe, Supervised):
         return alone, Choice(alone.name, "the recipe is a function of its own, of which no single steps can be tried")
-    term = Term(jobs[0].dataset, recipe.task.losses, batch_size=recipe.batch_size)
-    steps = recipe.epochs * term.steps_per_epoch
+    steps = _steps_of(recipe, jobs[0])
     trial_steps = 4 * _WARM_UP_STEPS + 2 * _TRIAL_STEPS
     if len(jobs) < 2 or steps < _TRIAL_SHARE * trial_steps / len(jobs):
         return alone, Choice(alone.name, "too little is to be trained for a trial to pay")
@@ -135,7 +211,18 @@ def _by_trial(recipe: Recipe, jobs: Sequence[TrainingJob], settings: FleetSettin
     return ways[best], Choice(best, reason, expected, each)
 
 
-def _seconds_a_step(executor: Executor, recipe: Supervised, jobs: Sequence[TrainingJob]) -> float | None:
+def _steps_of(recipe: Supervised, job: TrainingJob) -> float:
+    return recipe.epochs * Term(job.dataset, recipe.task.losses, batch_size=recipe.batch_size).steps_per_epoch
+
+
+def _seconds_a_step(
+    executor: Executor,
+    recipe: Supervised,
+    jobs: Sequence[TrainingJob],
+    *,
+    warm_up: int = _WARM_UP_STEPS,
+    steps: int = _TRIAL_STEPS,
+) -> float | None:
     """Wall time of one step of all these jobs: a longer and a shorter trial differ by steps alone.
 
     None where the trial fails. That decides nothing: a schedule crammed into a few steps may diverge where the whole
@@ -143,12 +230,11 @@ def _seconds_a_step(executor: Executor, recipe: Supervised, jobs: Sequence[Train
     """
     plain = [replace(job, checkpoints=None) for job in jobs]
     taken: dict[int, float] = {}
-    short, long = _WARM_UP_STEPS, _WARM_UP_STEPS + _TRIAL_STEPS
-    for steps in (short, long, short, long):  # the smaller reading of each: what else runs here only adds
+    for count in (warm_up, warm_up + steps) * 2:  # the smaller reading of each: what else runs here only adds
         started = time.perf_counter()
-        for result in executor.train(shortened(recipe, plain[0], steps), plain, lambda _: None):
+        for result in executor.train(shortened(recipe, plain[0], count), plain, lambda _: None):
             if result.error is not None:
                 return None
         seconds = time.perf_counter() - started
-        taken[steps] = min(seconds, taken.get(steps, seconds))
-    return max(taken[long] - taken[short], 1e-9) / _TRIAL_STEPS
+        taken[count] = min(seconds, taken.get(count, seconds))
+    return max(taken[warm_up + steps] - taken[warm_up], 1e-9) / steps

@@ -1,16 +1,16 @@
 """Training many models by one recipe: what is in the cache is read from it, the rest trained in the fastest way."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import nn
 
-from expunge.audit.choosing import Choice, FleetSettings, choose
+from expunge.audit.choosing import Choice, Expected, FleetSettings, choose, expect
 from expunge.audit.data_names import DataNames
-from expunge.audit.executors import Finished, TrainingJob
+from expunge.audit.executors import Executor, Finished, TrainingJob
 from expunge.audit.shelf import Shelf
 from expunge.data import MapDataset, View
 from expunge.errors import DataError, NonFiniteModelError, ReferenceModelError
@@ -56,11 +56,22 @@ class Fleet:
     title: str = "models"
     template: nn.Module | None = None
 
-    def train(self, settings: FleetSettings | None = None, *, progress: bool = True) -> Trained:
+    def train(
+        self,
+        settings: FleetSettings | None = None,
+        *,
+        progress: bool = True,
+        announce: Callable[[Expected], None] | None = None,
+    ) -> Trained:
         """Train every job, or read it from the cache.
 
         A fleet that was killed goes on: models that were finished are read from the cache, and one under way continues
         where the recipe is `Supervised` and trains one by one.
+
+        Args:
+            settings: How and where.
+            progress: Show a bar on a terminal.
+            announce: Is told what is to be trained and about how long it takes, before anything is trained.
 
         Raises:
             ReferenceModelError: The recipe failed, or ignores its seed or its data. What was finished stays cached.
@@ -80,9 +91,8 @@ class Fleet:
             distinct.require(number, cast(nn.Module, finished.model))
         missing = [number for number in range(len(jobs)) if number not in results]
         chosen = [jobs[number] for number in missing]
+        executor, choice = self._choose(recipe, chosen, settings, list(results.values()), progress, announce)
         with bar(self.title, len(jobs), done=cached, enabled=progress) as display:
-            display.advance(0, "choosing the fastest way")
-            executor, choice = choose(recipe, chosen, settings)
             coming = executor.train(recipe, chosen, lambda note: display.advance(0, note)) if chosen else ()
             for result in coming:
                 number = missing[result.number]
@@ -94,6 +104,25 @@ class Fleet:
         ordered = [results[number] for number in range(len(jobs))]
         models = [cast(nn.Module, finished.model) for finished in ordered]
         return Trained(models, [finished.seconds for finished in ordered], cached, choice, tuple(shelf.notes))
+
+    def _choose(
+        self,
+        recipe: Recipe,
+        jobs: Sequence[TrainingJob],
+        settings: FleetSettings,
+        found: Sequence[Finished],
+        progress: bool,
+        announce: Callable[[Expected], None] | None,
+    ) -> tuple[Executor, Choice]:
+        with bar(f"{self.title}: timing", 1, enabled=progress and len(jobs) > 0) as display:
+            executor, choice = choose(recipe, jobs, settings)
+            if announce is None:
+                return executor, choice
+            seconds = [finished.seconds for finished in found]
+            expected = expect(self.title, recipe, jobs, executor, choice, seconds)
+            display.advance()
+        announce(expected)
+        return executor, choice
 
 
 def _sound(result: Finished, job: TrainingJob, choice: Choice) -> Finished:
