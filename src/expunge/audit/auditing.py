@@ -133,7 +133,7 @@ def audit(
         fleet: Where and in which way oracles are trained, and where they are kept for the next audit: by default in
             the user's cache folder (see `expunge cache`); `FleetSettings(cache=False)` keeps none.
         announce: Is told what training the oracles will cost before it begins, and, where it is more than a few
-            seconds, what measuring will cost once one model is measured.
+            seconds, what measuring will cost once the first models are measured.
 
     Returns:
         The evidence, with a verdict.
