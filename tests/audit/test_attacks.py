@@ -87,7 +87,7 @@ def test_u_lira_equals_the_ratio_of_fitted_densities():
 def test_u_lira_pools_variances_within_examples_where_models_are_few():
     """The variance over everything would be 50 times as large, for the examples differ in mean."""
     random = np.random.default_rng(3)
-    means = random._signals(0, 7, 2000)
+    means = random.normal(0, 7, 2000)
     oracles, unlearned = means + random.normal(size=(4, 2000)), means + 3 + random.normal(size=(4, 2000))
 
     ratio = u_lira(means + 3, unlearned, oracles)
@@ -115,7 +115,7 @@ def test_left_out_u_lira_of_exchangeable_models_has_area_one_half(models):
     """Leaving out only the model that is scored gives 0.48 for five of each: one fit then has a model more."""
     areas = []
     for seed in range(200):
-        unlearned, oracles = normal(seed, (models[0], 40), (models[1], 40))
+        unlearned, oracles = _signals(seed, (models[0], 40), (models[1], 40))
         pairs = zip(*u_lira_left_out(unlearned, oracles), strict=True)
         areas.append(np.mean([evaluate_attack(ours, theirs).auc.value for ours, theirs in pairs]))
 
@@ -154,7 +154,7 @@ def test_modified_entropy_is_worst_for_a_confident_error_where_entropy_is_best()
 @pytest.mark.parametrize("ties", [False, True])
 def test_area_agrees_with_scikit_learn(ties):
     random = np.random.default_rng(6)
-    forget, unseen = random._signals(0.7, 1, 80), random.normal(0, 1, 130)
+    forget, unseen = random.normal(0.7, 1, 80), random.normal(0, 1, 130)
     if ties:
         forget, unseen = forget.round(), unseen.round()
 
@@ -300,7 +300,7 @@ def test_evaluations_survive_writing_and_reading():
 
 
 def test_bad_input_is_refused_by_name():
-    audited, population, oracles, population_oracles = normal(13, 5, 20, (3, 5), (3, 20))
+    audited, population, oracles, population_oracles = _signals(13, 5, 20, (3, 5), (3, 20))
 
     with pytest.raises(SettingError, match=r"offline_a must lie between 0 and 1, not 1\.5"):
         rmia(audited, population, oracles, population_oracles, offline_a=1.5)
