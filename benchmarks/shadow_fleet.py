@@ -18,8 +18,9 @@ from torch.utils.data import Subset, TensorDataset
 
 from _results import Results, draw_ratios, interval, size_from_arguments
 from expunge import Classification, Execution, Optimizer, Schedule, Supervised
+from expunge.audit.choosing import FleetSettings, choose
 from expunge.audit.executors import TrainingJob
-from expunge.audit.fleet import Fleet, FleetSettings, choose
+from expunge.audit.fleet import Fleet
 from expunge.networks import mlp
 
 SHADOWS = 64

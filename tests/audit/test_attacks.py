@@ -1,10 +1,13 @@
 """Attacks against loops and hand-computed values; intervals and bounds by simulation."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy import optimize, special, stats
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from draws import normal
 from expunge.audit.attack_scores import clopper_pearson, epsilon_lower_bounds, evaluate_attack
 from expunge.audit.attacks import baseline_scores, rmia, u_lira, u_lira_left_out
 from expunge.errors import (
@@ -16,10 +19,7 @@ from expunge.errors import (
     ShapeError,
 )
 
-
-def _signals(seed, *shapes):
-    random = np.random.default_rng(seed)
-    return [random.normal(1, 2, shape) for shape in shapes]
+_signals = partial(normal, mean=1, deviation=2)
 
 
 def _slow_rmia(audited, population, oracles, population_oracles, shadows, a, gamma):

@@ -7,37 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from expunge.audit.decision import Spread, harmful_gap, holm, settle
-from expunge.audit.evidence import Aspect, Estimate, Interval, Measure, Side
-
-
-def measure(
-    value: float,
-    oracles: list[float],
-    *,
-    aspect: Aspect = Aspect.FORGETTING,
-    margin: float = 0.0,
-    limit: float = 0.1,
-) -> Measure:
-    spread = Spread(oracles)
-    p_value = spread.p_value(value, margin)
-    point = Estimate(value=value, interval=Interval(low=value, high=value))
-    return Measure(
-        name="figure",
-        on="forget",
-        aspect=aspect,
-        unlearned=point,
-        original=None,
-        oracles=oracles,
-        band=spread.band(),
-        margin=margin,
-        limit=limit,
-        p_value=p_value,
-        corrected_p_value=p_value,
-        deviation=spread.deviation,
-        at_most=spread.at_most(harmful_gap(aspect, value, spread.mean)),
-        side=Side.UNDECIDED,
-    )
+from expunge.audit.decision import Spread, holm, settle
+from expunge.audit.evidence import Aspect, Interval, Side
+from measures import measure
 
 
 def assert_rate(hits: int, trials: int, rate: float) -> None:

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_curve
 
+from draws import normal
 from expunge.audit.margins import (
     compare_margins,
     example_epsilons,
@@ -14,11 +15,6 @@ from expunge.audit.margins import (
     percentiles_of,
 )
 from expunge.errors import NonFiniteDataError, ReferenceModelError, SettingError, ShapeError
-
-
-def _normal(seed, *shapes):
-    random = np.random.default_rng(seed)
-    return [random.normal(0, 1, shape) for shape in shapes]
 
 
 def _places(audited, oracles):
@@ -35,7 +31,7 @@ def _slow_klom(ours, theirs):
 
 
 def test_klom_equals_a_slow_loop():
-    unlearned, oracles = _normal(0, (100, 30), (80, 30))
+    unlearned, oracles = normal(0, (100, 30), (80, 30))
     unlearned[:, :5] = unlearned[:, :5] * 0.5 + 1
     unlearned[0, 7], oracles[0, 8] = 1e9, -np.inf
 
@@ -70,7 +66,7 @@ def test_equal_margins_everywhere_do_not_diverge():
 def test_klom_beside_chance_for_models_that_are_retrained():
     p_values = []
     for seed in range(60):
-        unlearned, oracles = _normal(seed, (8, 40), (8, 40))
+        unlearned, oracles = normal(seed, (8, 40), (8, 40))
         comparison = compare_margins(unlearned, oracles, seed=seed, deals=39)
         p_values.append(comparison.p_values)
         assert comparison.percentiles.median.value > 1  # few models: far above 0, and so is chance
@@ -80,7 +76,7 @@ def test_klom_beside_chance_for_models_that_are_retrained():
 
 
 def test_klom_beside_chance_for_models_that_are_not():
-    unlearned, oracles = _normal(1, (8, 600), (8, 600))
+    unlearned, oracles = normal(1, (8, 600), (8, 600))
     unlearned[:, :60] += 4  # one example in ten
 
     comparison = compare_margins(unlearned, oracles, seed=0, deals=99)
@@ -92,7 +88,7 @@ def test_klom_beside_chance_for_models_that_are_not():
 
 
 def test_klom_beside_chance_depends_on_the_seed_alone():
-    unlearned, oracles = _normal(2, (4, 20), (6, 20))
+    unlearned, oracles = normal(2, (4, 20), (6, 20))
 
     first, again, other = (compare_margins(unlearned, oracles, seed=seed, deals=20) for seed in (0, 0, 1))
 
@@ -117,7 +113,7 @@ def test_z_scores_of_an_oracle_follow_students_t():
 
 
 def test_the_place_of_one_model_beside_that_of_each_oracle():
-    audited, oracles = _normal(4, 500, (7, 500))
+    audited, oracles = normal(4, 500, (7, 500))
 
     like, unlike = _places(audited, oracles), _places(audited + 5, oracles)
 
@@ -130,7 +126,7 @@ def test_the_place_of_one_model_beside_that_of_each_oracle():
 
 
 def test_a_fixed_margin_within_the_range_is_missed_by_the_surrogate_and_found_by_klom():
-    (oracles,) = _normal(5, (60, 300))
+    (oracles,) = normal(5, (60, 300))
     fixed = np.full((60, 300), 0.1)
 
     assert _places(fixed[0], oracles).unlearned.median.value < 0.5
@@ -140,7 +136,7 @@ def test_a_fixed_margin_within_the_range_is_missed_by_the_surrogate_and_found_by
 
 
 def test_epsilons_equal_those_of_scikit_learns_curve():
-    unlearned, oracles = _normal(6, (20, 10), (25, 10))
+    unlearned, oracles = normal(6, (20, 10), (25, 10))
     unlearned[:, :5] += 2
     unlearned, oracles = unlearned.round(1), oracles.round(1)
 
@@ -176,7 +172,7 @@ def test_epsilons_of_separated_models_reach_the_largest_that_there_is():
 
 
 def test_the_bound_of_an_example_is_seldom_above_the_truth_and_the_estimate_often():
-    unlearned, oracles = _normal(7, (64, 3000), (64, 3000))
+    unlearned, oracles = normal(7, (64, 3000), (64, 3000))
 
     estimates, bounds = example_epsilons(unlearned, oracles)
 
@@ -196,7 +192,7 @@ def test_intervals_of_percentiles_cover(level):
 
 
 def test_bad_input_is_refused_by_name():
-    unlearned, oracles = _normal(9, (4, 5), (3, 5))
+    unlearned, oracles = normal(9, (4, 5), (3, 5))
 
     with pytest.raises(ShapeError, match="oracle signals are of 4 examples, the others of 5"):
         klom(unlearned, oracles[:, :4])

@@ -11,11 +11,12 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from expunge.audit import examples
+from expunge.audit.choosing import FleetSettings
 from expunge.audit.comparison import Comparison
 from expunge.audit.decision import Spread
 from expunge.audit.distances import answers, layer_distances
 from expunge.audit.evidence import Cost, Estimate, Evidence, Interval
-from expunge.audit.fleet import FleetSettings
+from expunge.audit.measuring import Announce, portrayed
 from expunge.audit.membership import HOLDOUT
 from expunge.audit.notes import notes_on
 from expunge.audit.portrait import FORGET, Portrait, Sitting
@@ -27,7 +28,7 @@ from expunge.data import MapDataset
 from expunge.errors import MissingNeedError, ReferenceModelError, SettingError
 from expunge.problem import Problem
 from expunge.storage import digest_model
-from expunge.training import Execution, Run, bar, reproducible
+from expunge.training import Execution, Run, reproducible
 from expunge.unlearning import Record, Unlearned
 
 _SETTINGS = TypeAdapter(AuditSettings)
@@ -60,6 +61,7 @@ class References:
         fleet: FleetSettings | None = None,
         shadows: int = 0,
         subgroups: Mapping[str, Sequence[Any]] | None = None,
+        announce: Announce | None = None,
     ) -> "References":
         """Train oracles where a number is given, and measure them and the original; see `audit`."""
         settings, execution = settings or AuditSettings(), execution or Execution()
@@ -69,34 +71,32 @@ class References:
                 raise MissingNeedError(f"an audit measures on the {name} set: give the problem `{name}=` a dataset")
         problem.check_labels()
         if isinstance(oracles, int):
-            models = Oracles.train(problem, oracles, seed, progress=execution.progress, settings=fleet)
+            models = Oracles.train(
+                problem, oracles, seed, progress=execution.progress, settings=fleet, announce=announce
+            )
         else:
             models = Oracles(list(oracles))
         trained = (
-            Shadows.train(problem, shadows, seed, progress=execution.progress, settings=fleet) if shadows else None
+            Shadows.train(problem, shadows, seed, progress=execution.progress, settings=fleet, announce=announce)
+            if shadows
+            else None
         )
-        with (
-            reproducible(execution.threads),
-            bar("audit", 1 + len(models.models), enabled=execution.progress) as display,
-        ):
+        with reproducible(execution.threads):
             run = Run(problem.task, seed, execution)
             given = {name: data for name, data in sets.items() if data is not None}
             sitting = Sitting.prepare(run, run.frozen(problem.model), given, settings)
-            portraits: list[Portrait] = []
-            for model in (problem.model, *models.models):
-                portraits.append(sitting.portray(run.frozen(model)))
-                display.advance()
-            notes = notes_on(problem.task, given[FORGET], given["retain"], portraits[0], portraits[1:], seed)
+            original, *portraits = portrayed(sitting, [problem.model, *models.models], announce)
+            notes = notes_on(problem.task, given[FORGET], given["retain"], original, portraits, seed)
         return cls(
             problem,
             models,
             sitting,
             settings,
-            portraits[0],
-            portraits[1:],
+            original,
+            portraits,
             trained,
             _measured(subgroups or {}, problem.holdout, sitting),
-            notes,
+            [*notes, *models.notes, *(trained.notes if trained is not None else ())],
         )
 
     def compare(self, unlearned: Unlearned) -> Evidence:
@@ -164,6 +164,7 @@ def audit(
     fleet: FleetSettings | None = None,
     shadows: int = 0,
     subgroups: Mapping[str, Sequence[Any]] | None = None,
+    announce: Announce | None = None,
 ) -> Evidence:
     """Measure an unlearned model, its original and a set of oracles alike, and say how they compare.
 
@@ -181,6 +182,8 @@ def audit(
         shadows: How many shadows to train on everything and to unlearn by the same method: for U-LiRA, KLoM and epsilon
             by example. Each costs a training and an unlearning.
         subgroups: By name, such as `sex`, the subgroup of each holdout example; quality is judged in every one.
+        announce: Is told what training the oracles will cost before it begins, and, where it is more than a few
+            seconds, what measuring will cost once the first models are measured.
 
     Returns:
         The evidence, with a verdict.
@@ -198,6 +201,7 @@ def audit(
         fleet=fleet,
         shadows=shadows,
         subgroups=subgroups,
+        announce=announce,
     )
     return references.compare(unlearned)
 

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from expunge.audit.cache import Cache
+from expunge.audit.choosing import FleetSettings
 from expunge.audit.data_names import DataNames
 from expunge.audit.executors import TrainingJob
-from expunge.audit.fleet import Fleet, FleetSettings
+from expunge.audit.fleet import Fleet
 from expunge.audit.identity import recipe_name
+from expunge.audit.measuring import Announce
 from expunge.audit.portrait import FORGET, Floats, Sitting
 from expunge.data import union
 from expunge.errors import DataError, MissingNeedError, OutputError, ReferenceModelError
@@ -59,7 +61,14 @@ class Shadows:
 
     @classmethod
     def train(
-        cls, problem: Problem, count: int, seed: int, *, progress: bool, settings: FleetSettings | None = None
+        cls,
+        problem: Problem,
+        count: int,
+        seed: int,
+        *,
+        progress: bool,
+        settings: FleetSettings | None = None,
+        announce: Announce | None = None,
     ) -> "Shadows":
         """Train shadows by the problem's recipe, each with a seed of its own, or read them from the cache.
 
@@ -75,7 +84,9 @@ class Shadows:
         whole = union(problem.forget, problem.retain)
         seeds = [derive(seed, "shadow", number) % 2**31 for number in range(count)]
         jobs = [TrainingJob(whole, own, f"shadow {number + 1}") for number, own in enumerate(seeds)]
-        trained = Fleet(problem.recipe, jobs, "shadows", problem.model).train(settings, progress=progress)
+        trained = Fleet(problem.recipe, jobs, "shadows", problem.model).train(
+            settings, progress=progress, announce=announce
+        )
         return cls(problem, trained.models, seed, settings or FleetSettings(), trained.notes)
 
     def signals(self, method: Method | None, sitting: Sitting) -> ShadowSignals:

@@ -12,15 +12,16 @@ from rich.markup import escape
 from typer.core import TyperCommand
 
 from expunge.audit import Level
-from expunge.audit.fleet import ExecutorName
+from expunge.audit.choosing import ExecutorName, FleetSettings
+from expunge.audit.self_test import self_test as run_self_test
 from expunge.cli.cache import cache_facts, print_cache
+from expunge.cli.costs import CostTeller
 from expunge.cli.demo import run_demo
 from expunge.cli.job_file import load_job
 from expunge.cli.loading import TRACEBACK, UNTOLD, named
 from expunge.cli.methods import installed_methods
 from expunge.cli.runs import Outcome, audit_run, is_main_process, render_run, run_job
 from expunge.cli.self_test import digits, print_self_test, self_test_json
-from expunge.cli.self_test import self_test as run_self_test
 from expunge.cli.summary import method_facts, outcome_json, print_methods, print_outcome
 from expunge.errors import ExpungeError, JobError
 
@@ -126,7 +127,8 @@ def audit(
     """Measure a run's model against models retrained without the forget set."""
     if self_test:
         _say(f"Training shams and oracles on scikit-learn's digits and auditing them, {seeds} of each kind")
-        outcomes = run_self_test(digits(), seeds)
+        fleet = FleetSettings(executor if executor is not None else "auto")
+        outcomes = run_self_test(digits(), seeds, fleet=fleet, announce=CostTeller(_say))
         if as_json:
             _print_json(self_test_json(outcomes))
         else:

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from expunge.audit.fleet import ExecutorName
+from expunge.audit.choosing import ExecutorName
 from expunge.storage import write_bytes
 from expunge.training import Algorithm, Schedule
 from expunge.unlearning import KEY_FILE

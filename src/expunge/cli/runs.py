@@ -1,9 +1,9 @@
 """Carrying out a job into a folder, and working on such a folder later."""
 
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,8 +12,9 @@ from accelerate.utils import environment
 from pydantic import TypeAdapter
 
 from expunge.audit import AuditSettings, Evidence, FleetSettings, Level, audit
+from expunge.audit.choosing import ExecutorName, Expected
 from expunge.audit.evidence import EVIDENCE_FILE
-from expunge.audit.fleet import ExecutorName
+from expunge.cli.costs import CostTeller
 from expunge.cli.job import JOB_FILE, Job
 from expunge.cli.job_file import load_job
 from expunge.cli.problems import audit_settings_of, execution_of, method_of, prepare
@@ -48,12 +49,14 @@ class Outcome:
         record: What was done.
         evidence: What the audit found, if there was one.
         report: The page to read.
+        trained: What was trained for the audit, or read from the cache.
     """
 
     folder: Path
     record: Record
     evidence: Evidence | None
     report: Path
+    trained: Sequence[Expected] = ()
 
 
 def is_main_process() -> bool:
@@ -96,6 +99,7 @@ def run_job(job: Job, folder: Path, *, resume: bool, say: Say) -> Outcome:
     if kept is not None or job.audit is None:
         return _finish(folder, unlearned.record, kept)
     say(_announcement(job.audit.oracles))
+    costs = CostTeller(say)
     evidence = audit(
         unlearned,
         oracles=job.audit.oracles,
@@ -103,8 +107,9 @@ def run_job(job: Job, folder: Path, *, resume: bool, say: Say) -> Outcome:
         settings=settings,
         execution=execution,
         fleet=FleetSettings(job.audit.executor),
+        announce=costs,
     )
-    outcome = _finish(folder, unlearned.record, evidence)
+    outcome = replace(_finish(folder, unlearned.record, evidence), trained=costs.fleets)
     if finished and is_main_process():
         job.save(folder)  # last: where it differs from what the evidence rests on, the run is audited again
     return outcome
@@ -137,6 +142,7 @@ def audit_run(
     by_default = level.oracles if level is not None else job.audit.oracles if job.audit is not None else 5
     count = oracles if oracles is not None else by_default
     say(_announcement(count))
+    costs = CostTeller(say)
     evidence = audit(
         unlearned,
         oracles=count,
@@ -144,8 +150,9 @@ def audit_run(
         settings=settings,
         execution=execution,
         fleet=FleetSettings(executor if executor is not None else job.audit.executor if job.audit else "auto"),
+        announce=costs,
     )
-    return _finish(folder, unlearned.record, evidence)
+    return replace(_finish(folder, unlearned.record, evidence), trained=costs.fleets)
 
 
 def render_run(folder: Path) -> Outcome:
@@ -217,7 +224,7 @@ def _same(folder: Path, problem: Problem, method: Method, job: Job) -> Unlearned
 
 
 def _announcement(oracles: int) -> str:
-    return f"Auditing: training {oracles} oracles without the forget set, and measuring {oracles + 2} models"
+    return f"Auditing against {oracles} oracles, trained without the forget set; measuring {oracles + 2} models"
 
 
 def _kept_evidence(job: Job, folder: Path, settings: AuditSettings, say: Say) -> Evidence | None:
