@@ -150,8 +150,9 @@ class References:
             result_digest=unlearned.record.result_digest,
         )
 
-    def _models(self) -> dict[str, int]:
-        return {"oracles": len(self.portraits), "shadows": len(self.shadows.models) if self.shadows else 0}
+    def _models(self) -> dict[str, Any]:
+        shadows = len(self.shadows.models) if self.shadows else 0
+        return {"oracles": len(self.portraits), "shadows": shadows, "subgroups": list(self.subgroups)}
 
 
 def audit(

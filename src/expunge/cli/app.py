@@ -20,7 +20,7 @@ from expunge.cli.demo import run_demo
 from expunge.cli.job_file import load_job
 from expunge.cli.loading import TRACEBACK, UNTOLD, named
 from expunge.cli.methods import installed_methods
-from expunge.cli.runs import Outcome, audit_run, is_main_process, render_run, run_job
+from expunge.cli.runs import AuditOrder, Outcome, audit_run, is_main_process, render_run, run_job
 from expunge.cli.self_test import digits, print_self_test, self_test_json
 from expunge.cli.summary import method_facts, outcome_json, print_methods, print_outcome
 from expunge.errors import ExpungeError, JobError
@@ -109,9 +109,17 @@ def audit(
     oracles: Annotated[
         int | None, typer.Option(help="How many oracles to train; by default as in the job, or 5.")
     ] = None,
+    shadows: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="How many shadows to train on everything and unlearn, to tell single examples; by default none."
+        ),
+    ] = None,
     level: Annotated[
         Level | None,
-        typer.Option(help="How thorough: 3, 10 or 20 oracles and ever more tests; by default as in the job."),
+        typer.Option(
+            help="How thorough: 3, 10 or 20 oracles, ever more tests, and at last 20 shadows; by default as in the job."
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the audit; by default the job's.")] = None,
     executor: Annotated[
@@ -136,7 +144,8 @@ def audit(
         return
     if folder is None:
         raise JobError("RUN: is missing; name the output folder of a run, or use --self-test")
-    _show(audit_run(folder, oracles=oracles, level=level, executor=executor, seed=seed, say=_say), as_json=as_json)
+    order = AuditOrder(oracles, shadows, level, executor, seed)
+    _show(audit_run(folder, order, say=_say), as_json=as_json)
 
 
 @app.command(cls=_Command)
