@@ -47,6 +47,16 @@ def test_evidence_says_that_an_oracle_is_no_match_for_the_original(problem: Prob
     assert note.startswith("oracle 3 reaches 0.")
 
 
+def test_several_oracles_that_are_no_match_are_one_note(problem: Problem, references: References):
+    poor = [problem.recipe.build() for _ in range(3)]
+    prepared = References.prepare(
+        problem, [references.oracles.models[0], *poor], seed=1, settings=SETTINGS, execution=QUIET
+    )
+
+    (note,) = prepared.notes
+    assert note.startswith("3 of 4 oracles reach at worst 0.")
+
+
 @pytest.mark.parametrize(("holdout", "missing"), [("none", "is no holdout"), ("few", "are too few")])
 def test_evidence_says_why_membership_was_not_attacked(
     problem: Problem, references: References, holdout: str, missing: str
