@@ -36,8 +36,8 @@ def notes_on(
             f"oracle {poor[0]} reaches" if len(poor) == 1 else f"{len(poor)} of {len(reached)} oracles reach at worst"
         )
         notes.append(
-            f"{which} {min(reached):.3f} on the retain set, the original {wanted:.3f}: the recipe does not train as the "
-            "original was trained, so the comparison says little; mend the recipe"
+            f"{which} {min(reached):.3f} on the retain set, the original {wanted:.3f}: the recipe does not train as "
+            "the original was trained, so the comparison says little; mend the recipe"
         )
     if MembershipTest.prepare(original, seed) is None:
         missing = "is no holdout" if HOLDOUT not in original.sets else "are too few holdout examples"
