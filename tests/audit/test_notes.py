@@ -47,6 +47,31 @@ def test_evidence_says_that_an_oracle_is_no_match_for_the_original(problem: Prob
     assert note.startswith("oracle 3 reaches 0.")
 
 
+def test_several_oracles_that_are_no_match_are_one_note(problem: Problem, references: References):
+    poor = [problem.recipe.build() for _ in range(3)]
+    prepared = References.prepare(
+        problem, [references.oracles.models[0], *poor], seed=1, settings=SETTINGS, execution=QUIET
+    )
+
+    (note,) = prepared.notes
+    assert note.startswith("3 of 4 oracles reach at worst 0.")
+    assert prepared.reservations == [
+        "Most oracles are much worse than the original on the retain set; mend the recipe."
+    ]
+
+
+def test_many_shared_examples_forbid_to_call_a_model_indistinguishable(problem: Problem, references: References):
+    models = list(references.oracles.models[:3])
+
+    def reservations(shared: int) -> list[str]:
+        again = ConcatDataset([problem.retain, subset(problem.forget, torch.arange(shared))])
+        spoilt = dataclasses.replace(problem, classes=(), retain=again)
+        return list(References.prepare(spoilt, models, seed=1, settings=SETTINGS, execution=QUIET).reservations)
+
+    assert reservations(13) == []
+    assert reservations(14)[0].startswith("14 of 132 forget examples are also in the retain set")
+
+
 @pytest.mark.parametrize(("holdout", "missing"), [("none", "is no holdout"), ("few", "are too few")])
 def test_evidence_says_why_membership_was_not_attacked(
     problem: Problem, references: References, holdout: str, missing: str

@@ -118,3 +118,13 @@ def test_two_oracles_are_too_few_for_a_verdict():
 
     assert verdict is Verdict.INCONCLUSIVE
     assert "at least 3" in sentence
+
+
+def test_a_reservation_forbids_to_call_a_model_indistinguishable_and_nothing_else():
+    inside = settled(Aspect.FORGETTING, Side.INSIDE)
+    above = settled(Aspect.FORGETTING, Side.ABOVE)
+
+    verdict, sentence, _ = judge([inside], [], 10, ["Most oracles are worse."])
+    assert verdict is Verdict.INCONCLUSIVE
+    assert sentence == "No difference was found. Most oracles are worse."
+    assert judge([above], [], 10, ["Most oracles are worse."])[0] is Verdict.RESIDUAL

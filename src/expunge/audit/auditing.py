@@ -18,7 +18,7 @@ from expunge.audit.distances import answers, layer_distances
 from expunge.audit.evidence import Cost, Estimate, Evidence, Interval
 from expunge.audit.measuring import Announce, portrayed
 from expunge.audit.membership import HOLDOUT
-from expunge.audit.notes import notes_on
+from expunge.audit.notes import conditions_of
 from expunge.audit.portrait import FORGET, Portrait, Sitting
 from expunge.audit.references import Oracles
 from expunge.audit.settings import AuditSettings
@@ -48,6 +48,7 @@ class References:
     shadows: Shadows | None = None
     subgroups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict[str, NDArray[np.str_]])
     notes: Sequence[str] = ()
+    reservations: Sequence[str] = ()
 
     @classmethod
     def prepare(
@@ -86,7 +87,7 @@ class References:
             given = {name: data for name, data in sets.items() if data is not None}
             sitting = Sitting.prepare(run, run.frozen(problem.model), given, settings)
             original, *portraits = portrayed(sitting, [problem.model, *models.models], announce)
-            notes = notes_on(problem.task, given[FORGET], given["retain"], original, portraits, seed)
+            conditions = conditions_of(problem.task, given[FORGET], given["retain"], original, portraits, seed)
         return cls(
             problem,
             models,
@@ -96,7 +97,8 @@ class References:
             portraits,
             trained,
             _measured(subgroups or {}, problem.holdout, sitting),
-            [*notes, *models.notes, *(trained.notes if trained is not None else ())],
+            [*conditions.notes, *models.notes, *(trained.notes if trained is not None else ())],
+            conditions.reservations,
         )
 
     def compare(self, unlearned: Unlearned) -> Evidence:
@@ -126,7 +128,7 @@ class References:
         by_example = examples.epsilons(shadows, self.portraits)
         positions = self.sitting.positions[FORGET].tolist()
         measures, groups = comparison.measures(), comparison.groups()
-        verdict, sentence, findings = judge(measures, groups, len(self.portraits))
+        verdict, sentence, findings = judge(measures, groups, len(self.portraits), self.reservations)
         return Evidence(
             verdict=verdict,
             sentence=sentence,

@@ -122,7 +122,7 @@ def expect(
     if processes_here() > 1:
         return replace(expected, unknown="several processes train together")
     if _steps_of(recipe, jobs[0]) * len(jobs) < _TIMED_SHARE * (4 + 2 * _TIMED_STEPS):
-        return replace(expected, unknown="that are too few steps to be timed")
+        return replace(expected, unknown="those are too few steps to time")
     return _timed(expected, recipe, jobs, executor)
 
 

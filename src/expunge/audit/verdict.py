@@ -6,12 +6,14 @@ from expunge.audit.decision import FEWEST_ORACLES
 from expunge.audit.evidence import Aspect, Finding, Measure, Side, Verdict
 
 
-def judge(measures: Sequence[Measure], groups: Sequence[Measure], oracles: int) -> tuple[Verdict, str, list[Finding]]:
+def judge(
+    measures: Sequence[Measure], groups: Sequence[Measure], oracles: int, reservations: Sequence[str] = ()
+) -> tuple[Verdict, str, list[Finding]]:
     """The verdict, a sentence for it, and every finding.
 
     With fewer than three oracles nothing can be said. Otherwise the gravest finding decides: utility lost, residual
-    influence, over-forgotten. Without a finding the verdict is `inconclusive` where a measure on a whole set is
-    undecided, and `indistinguishable` otherwise.
+    influence, over-forgotten. Without a finding the verdict is `inconclusive` where there is a reservation or a measure
+    on a whole set is undecided, and `indistinguishable` otherwise.
     """
     closer = _closer_to_original(measures)
     found = (_finding(measure, closer_to_original=closer) for measure in (*measures, *groups))
@@ -25,6 +27,8 @@ def judge(measures: Sequence[Measure], groups: Sequence[Measure], oracles: int) 
         if any(finding.verdict is verdict for finding in findings):
             suppressed = verdict is Verdict.RESIDUAL and _only_suppressed(measures)
             return verdict, f"{sentence} {_SUPPRESSED}" if suppressed else sentence, findings + doubts
+    if reservations:
+        return Verdict.INCONCLUSIVE, " ".join(["No difference was found.", *reservations]), doubts
     if undecided:
         return Verdict.INCONCLUSIVE, _inconclusive(undecided), doubts
     return (
