@@ -185,7 +185,7 @@ def test_numbers_in_the_table_are_those_of_the_evidence(html: str, evidence: Evi
         (0.97, Side.INSIDE, None, "as retraining, at most 0.040 off"),
         (0.9, Side.BELOW, None, "below retraining, 0.050 beyond the band"),
         (1.0, Side.ABOVE, None, "above retraining, 0.010 beyond the band"),
-        (0.97, Side.UNDECIDED, 12, "undecided; 12 oracles would decide"),
+        (0.97, Side.UNDECIDED, 12, "undecided; 12 oracles would probably decide"),
         (0.97, Side.UNDECIDED, None, "undecided, whatever the number of oracles"),
     ],
 )

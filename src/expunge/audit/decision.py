@@ -90,7 +90,7 @@ def settle(measures: Sequence[Measure], error_rate: float, power: float = 0.8) -
     corrected = dict(zip(map(id, judged), holm([measure.p_value for measure in judged]), strict=True))
     level = error_rate / max(len(judged), 1)
     return [
-        _settled(measure, corrected.get(id(measure), measure.p_value), error_rate, level).model_copy(
+        _settled(measure, corrected.get(id(measure), measure.p_value), error_rate, level, power).model_copy(
             update={"detectable": _detectable(measure, level, power) if measure.aspect.judged else None}
         )
         for measure in measures
@@ -106,7 +106,7 @@ def harmful_gap(aspect: Aspect, value: float, mean: float) -> float:
     return abs(value - mean)
 
 
-def _settled(measure: Measure, corrected: float, error_rate: float, level: float) -> Measure:
+def _settled(measure: Measure, corrected: float, error_rate: float, level: float, power: float) -> Measure:
     value, mean = measure.unlearned.value, float(np.mean(measure.oracles))
     side = Side.UNDECIDED
     if len(measure.oracles) >= FEWEST_ORACLES:
@@ -114,19 +114,21 @@ def _settled(measure: Measure, corrected: float, error_rate: float, level: float
             side = Side.ABOVE if value > mean else Side.BELOW
         elif measure.at_most <= measure.limit:
             side = Side.INSIDE
-    needed = _oracles_needed(measure, level) if side is Side.UNDECIDED else None
+    needed = _oracles_needed(measure, level, power) if side is Side.UNDECIDED else None
     return measure.model_copy(update={"side": side, "corrected_p_value": corrected, "oracles_needed": needed})
 
 
-def _oracles_needed(measure: Measure, level: float) -> int | None:
-    """The fewest oracles that would decide, if they scattered as those that there are; None where no number would."""
-    count = len(measure.oracles)
-    value, mean = measure.unlearned.value, float(np.mean(measure.oracles))
-    gap = harmful_gap(measure.aspect, value, mean)
-    deviation = measure.deviation
-    for more in range(max(count + 1, FEWEST_ORACLES), _MOST_ORACLES + 1):
-        equivalent = gap + _half_width(deviation, more) <= measure.limit
-        if equivalent or _p_value(abs(value - mean) - measure.margin, deviation, more) <= level:
+def _oracles_needed(measure: Measure, level: float, power: float) -> int | None:
+    """The fewest oracles that would decide with this power, if they scattered as these do; None where 1,000 would not.
+
+    The mean of new oracles lies within `power` of its distribution of where it lies now.
+    """
+    value, mean, deviation = measure.unlearned.value, float(np.mean(measure.oracles)), measure.deviation
+    gap, excess = harmful_gap(measure.aspect, value, mean), abs(value - mean) - measure.margin
+    for more in range(max(len(measure.oracles) + 1, FEWEST_ORACLES), _MOST_ORACLES + 1):
+        slack = max(float(stats.norm.ppf(power)), 0.0) * deviation / np.sqrt(more)
+        equivalent = gap + slack + _half_width(deviation, more) <= measure.limit
+        if equivalent or _p_value(excess - slack, deviation, more) <= level:
             return more
     return None
 

@@ -69,7 +69,8 @@ class Measure(Part):
             measure is not judged.
         at_most: Upper 95 % confidence limit of the difference from the mean of retraining, in the direction that harms.
         side: Where the unlearned model lies.
-        oracles_needed: Where undecided, how many oracles would decide; None where 1,000 would not.
+        oracles_needed: Where undecided, how many oracles would decide with the power that the margins ask for, if they
+            scatter as these do; None where 1,000 would not.
     """
 
     name: str

@@ -99,7 +99,7 @@ def _doubt(measure: Measure) -> str:
     )
     if measure.oracles_needed is None:
         return f"{text}; more oracles would not decide it, a larger forget set or holdout may."
-    return f"{text}; {measure.oracles_needed} oracles would decide it if they scatter as these do."
+    return f"{text}; {measure.oracles_needed} oracles would probably decide it, if they scatter as these do."
 
 
 def _inconclusive(undecided: Sequence[Measure]) -> str:

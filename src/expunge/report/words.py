@@ -101,4 +101,4 @@ def place(measure: Measure) -> str:
         return f"as retraining, at most {number(measure.at_most)} off"
     if measure.oracles_needed is None:
         return "undecided, whatever the number of oracles"
-    return f"undecided; {measure.oracles_needed} oracles would decide"
+    return f"undecided; {measure.oracles_needed} oracles would probably decide"
