@@ -126,7 +126,7 @@ def _oracles_needed(measure: Measure, level: float, power: float) -> int | None:
     value, mean, deviation = measure.unlearned.value, float(np.mean(measure.oracles)), measure.deviation
     gap, excess = harmful_gap(measure.aspect, value, mean), abs(value - mean) - measure.margin
     for more in range(max(len(measure.oracles) + 1, FEWEST_ORACLES), _MOST_ORACLES + 1):
-        slack = max(float(stats.norm.ppf(power)), 0.0) * deviation / np.sqrt(more)
+        slack = float(stats.norm.ppf((1 + power) / 2)) * deviation / np.sqrt(more)
         equivalent = gap + slack + _half_width(deviation, more) <= measure.limit
         if equivalent or _p_value(excess - slack, deviation, more) <= level:
             return more
