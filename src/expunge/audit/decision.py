@@ -125,12 +125,13 @@ def _oracles_needed(measure: Measure, level: float, power: float) -> int | None:
     """
     value, mean, deviation = measure.unlearned.value, float(np.mean(measure.oracles)), measure.deviation
     gap, excess = harmful_gap(measure.aspect, value, mean), abs(value - mean) - measure.margin
-    for more in range(max(len(measure.oracles) + 1, FEWEST_ORACLES), _MOST_ORACLES + 1):
-        slack = float(stats.norm.ppf((1 + power) / 2)) * deviation / np.sqrt(more)
-        equivalent = gap + slack + _half_width(deviation, more) <= measure.limit
-        if equivalent or _p_value(excess - slack, deviation, more) <= level:
-            return more
-    return None
+    counts = np.arange(max(len(measure.oracles) + 1, FEWEST_ORACLES), _MOST_ORACLES + 1)
+    slack = stats.norm.ppf((1 + power) / 2) * deviation / np.sqrt(counts)
+    equivalent = gap + slack + stats.t.ppf(LEVEL, counts - 1) * deviation / np.sqrt(counts) <= measure.limit
+    scale = max(deviation, np.finfo(np.float64).tiny) * np.sqrt(1 + 1 / counts)
+    different = 2 * stats.t.sf((excess - slack) / scale, counts - 1) <= level
+    deciding = counts[equivalent | different]
+    return int(deciding[0]) if len(deciding) else None
 
 
 def _detectable(measure: Measure, level: float, power: float) -> float:
