@@ -68,3 +68,13 @@ def test_one_example_of_one_kind_cannot_be_probed(blobs: TensorDataset):
     single = dataclasses.replace(probes(blobs, only), kept=subset(blobs, torch.arange(5, 300, 3)))
 
     assert single.recognised(Seen([0, 1])) == {}
+
+
+def test_a_unit_that_is_dead_on_retained_examples_decides_nothing(blobs: TensorDataset):
+    inputs, labels = blobs.tensors
+    alive = torch.where(labels == 2, torch.rand(300, generator=torch.Generator().manual_seed(1)) * 10, 0.0)
+    data = TensorDataset(torch.cat([inputs, alive[:, None]], 1), labels)
+
+    with_it, without = (probes(data, labels == 2).recognised(Seen(kept)) for kept in ([0, 1, 6], [0, 1]))
+
+    assert with_it[ONE_SHOT].mean() > without[ONE_SHOT].mean() - 0.15

@@ -1,5 +1,6 @@
 """Shadows: what a method does to models that differ by chance, and what single examples tell."""
 
+import copy
 import dataclasses
 import sys
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch.utils.data import TensorDataset
 
 from digits_problem import FORGOTTEN, QUIET, SETTINGS
 from expunge import Evidence, FineTune, Problem, References, Retrain, Stage, Unlearned, unlearn
 from expunge.audit import FleetSettings
+from expunge.audit.attack_scores import across_models, evaluate_attack
 from expunge.audit.evidence import Side
 from expunge.audit.shadows import Shadows
 from expunge.data import union
@@ -46,7 +49,8 @@ def test_what_was_hardly_unlearned_is_taken_for_unlearned_on_every_example(evide
     attacks = {attack.attack: attack for attack in evidence.membership}
     assert attacks["membership (U-LiRA)"].unlearned.auc.value > 0.95
     assert attacks["membership (RMIA online)"].unlearned.auc.value > 0.95
-    assert all(0.2 < area < 0.8 for area in attacks["membership (RMIA online)"].oracles)
+    assert all(0.2 < oracle.auc < 0.8 for oracle in attacks["membership (RMIA online)"].oracles)
+    assert attacks["membership (U-LiRA)"].unlearned.epsilon is None
 
 
 def test_retraining_is_not_held_against_itself(shadowed: References):
@@ -137,7 +141,12 @@ def test_subgroups_are_judged_on_what_is_kept(problem: Problem, references: Refe
 
 
 @pytest.mark.parametrize(
-    ("values", "error"), [([1, 2], "2 values, the holdout 497"), (list(range(497)), "497 different values")]
+    ("values", "error"),
+    [
+        ([1, 2], "2 values, the holdout 497"),
+        ([0] * 97 + [1 + place // 5 for place in range(400)], "81 different values"),
+        (list(range(497)), "fewer than 20 examples, too few to judge; does it name persons"),
+    ],
 )
 def test_subgroups_that_cannot_be_used_are_refused(
     problem: Problem, references: References, values: list[int], error: str
@@ -156,3 +165,45 @@ def test_the_whole_is_in_the_order_of_the_dataset_it_came_from(problem: Problem)
     assert int(torch.as_tensor([whole[place][1] for place in range(1300)]).eq(FORGOTTEN).sum()) == len(problem.forget)
     assert len(other) == len(problem.forget) + 2
     assert int(other[len(problem.forget)][1]) == 1
+
+
+def test_intervals_of_scores_held_against_an_oracle_are_over_models():
+    """Scores of one model move together, so intervals over examples would miss one half most of the time."""
+    random, covered, trials = np.random.default_rng(0), 0, 200
+    for _ in range(trials):
+        shifts = random.normal(0, 1, 12)
+        apart, *models = (shift + random.normal(0, 0.3, 150) for shift in shifts)
+        unlearned, *oracles = (evaluate_attack(scores, apart) for scores in models)
+        found = across_models(unlearned, oracles)
+        typical = float(np.mean([oracle.auc.value for oracle in oracles]))
+        covered += typical in found.auc.interval
+        assert found.epsilon is None
+
+    assert stats.binomtest(covered, trials, 0.95).pvalue > 0.001 or covered / trials > 0.95
+
+
+def test_confidence_that_is_saturated_leaves_single_examples_out(problem: Problem, references: References):
+    models = [copy.deepcopy(model) for model in references.oracles.models[:4]]
+    for model in models:
+        with torch.no_grad():
+            problem.task.head_of(model).bias[FORGOTTEN] = -1e4
+    prepared = References.prepare(problem, models, seed=1, settings=SETTINGS, execution=QUIET)
+
+    evidence = prepared.compare(unlearn(problem, LITTLE, execution=QUIET))
+
+    assert evidence.leaks == []
+    assert [each.name for each in evidence.percentiles] == ["divergence from the oracles"]
+    assert any("confidence in the forget set is saturated" in note for note in evidence.notes)
+
+
+def test_an_attack_that_tells_nothing_is_not_judged(evidence: Evidence):
+    with pytest.raises(KeyError):
+        evidence.measure("membership (RMIA), area", "forget")
+    assert any("gives every example the same score on every oracle" in note for note in evidence.notes)
+
+
+def test_numbers_that_cannot_be_used_are_refused_before_anything_is_trained(problem: Problem):
+    with pytest.raises(SettingError, match="one shadow tells nothing"):
+        References.prepare(problem, 3, execution=QUIET, shadows=1)
+    with pytest.raises(SettingError, match="a seed must be 0 or more, not -1"):
+        References.prepare(problem, 3, execution=QUIET, seed=-1)

@@ -128,3 +128,37 @@ def test_a_reservation_forbids_to_call_a_model_indistinguishable_and_nothing_els
     assert verdict is Verdict.INCONCLUSIVE
     assert sentence == "No difference was found. Most oracles are worse."
     assert judge([above], [], 10, ["Most oracles are worse."])[0] is Verdict.RESIDUAL
+
+
+def test_unusable_oracles_convict_nobody():
+    above = settled(Aspect.FORGETTING, Side.ABOVE)
+
+    verdict, sentence, findings = judge([above], [], 10, unusable="The oracles are useless.")
+
+    assert (verdict, sentence) == (Verdict.INCONCLUSIVE, "The oracles are useless.")
+    assert [finding.verdict for finding in findings] == [Verdict.INCONCLUSIVE]
+
+
+@pytest.mark.parametrize(
+    ("answered", "known", "words"),
+    [
+        (Side.INSIDE, Side.ABOVE, "suppression: it answers as a retrained model does"),
+        (Side.BELOW, Side.ABOVE, "suppression: the answers were pushed away"),
+        (Side.BELOW, Side.INSIDE, "removal"),
+        (Side.UNDECIDED, Side.ABOVE, ""),
+        (Side.ABOVE, Side.ABOVE, ""),
+    ],
+)
+def test_the_sentence_says_suppression_or_removal_where_the_measures_do(answered: Side, known: Side, words: str):
+    measures = [settled(Aspect.FORGETTING, answered), settled(Aspect.KNOWLEDGE, known)]
+    lost = settled(Aspect.UTILITY, Side.BELOW, value=0.1)
+
+    sentence = judge([*measures, lost], [], 10)[1]
+
+    assert (f"It looks like {words}" in sentence) if words else ("looks like" not in sentence)
+
+
+def test_undecided_groups_are_not_called_alike():
+    inside, group = settled(Aspect.FORGETTING, Side.INSIDE), settled(Aspect.UTILITY, Side.UNDECIDED)
+
+    assert judge([inside], [group], 10)[1].endswith("1 of 1 groups could not be decided about.")

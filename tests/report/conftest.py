@@ -10,6 +10,7 @@ from expunge.audit.decision import Spread, harmful_gap, settle
 from expunge.audit.evidence import (
     Answers,
     Aspect,
+    AttackFigures,
     Cost,
     Curve,
     Estimate,
@@ -176,8 +177,8 @@ def evidence(record: Record) -> Evidence:
                 attack="membership (RMIA)",
                 against="holdout examples",
                 unlearned=attack,
-                original=estimate(0.7),
-                oracles=[0.48, 0.51, 0.5, 0.53],
+                original=AttackFigures.of(attack),
+                oracles=[AttackFigures.of(attack).model_copy(update={"auc": area}) for area in (0.48, 0.51, 0.5, 0.53)],
             )
         ],
         percentiles=[

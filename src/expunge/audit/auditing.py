@@ -1,8 +1,9 @@
 """Audit an unlearned model against retraining."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -12,13 +13,13 @@ from torch import nn
 
 from expunge.audit import examples
 from expunge.audit.choosing import FleetSettings
-from expunge.audit.comparison import Comparison
-from expunge.audit.decision import Spread
+from expunge.audit.comparison import FEWEST_OF_SUBGROUP, Comparison
+from expunge.audit.decision import FEWEST_ORACLES, Spread
 from expunge.audit.distances import answers, layer_distances
 from expunge.audit.evidence import Cost, Estimate, Evidence, Interval
 from expunge.audit.measuring import Announce, portrayed
-from expunge.audit.membership import HOLDOUT
-from expunge.audit.notes import conditions_of
+from expunge.audit.membership import FEWEST_SHADOWS, HOLDOUT
+from expunge.audit.notes import Conditions, conditions_of
 from expunge.audit.portrait import FORGET, Portrait, Sitting
 from expunge.audit.references import Oracles
 from expunge.audit.settings import AuditSettings
@@ -47,8 +48,7 @@ class References:
     portraits: Sequence[Portrait]
     shadows: Shadows | None = None
     subgroups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict[str, NDArray[np.str_]])
-    notes: Sequence[str] = ()
-    reservations: Sequence[str] = ()
+    conditions: Conditions = field(default_factory=lambda: Conditions([], []))
 
     @classmethod
     def prepare(
@@ -71,6 +71,10 @@ class References:
             if sets[name] is None:
                 raise MissingNeedError(f"an audit measures on the {name} set: give the problem `{name}=` a dataset")
         problem.check_labels()
+        if seed < 0:
+            raise SettingError(f"a seed must be 0 or more, not {seed}")
+        if shadows == 1:
+            raise SettingError(f"one shadow tells nothing; use {FEWEST_SHADOWS} at least, or 0")
         if isinstance(oracles, int):
             models = Oracles.train(
                 problem, oracles, seed, progress=execution.progress, settings=fleet, announce=announce
@@ -97,8 +101,7 @@ class References:
             portraits,
             trained,
             _measured(subgroups or {}, problem.holdout, sitting),
-            [*conditions.notes, *models.notes, *(trained.notes if trained is not None else ())],
-            conditions.reservations,
+            replace(conditions, notes=[*conditions.notes, *models.notes, *_notes_on(trained, len(portraits))]),
         )
 
     def compare(self, unlearned: Unlearned) -> Evidence:
@@ -128,7 +131,9 @@ class References:
         by_example = examples.epsilons(shadows, self.portraits)
         positions = self.sitting.positions[FORGET].tolist()
         measures, groups = comparison.measures(), comparison.groups()
-        verdict, sentence, findings = judge(measures, groups, len(self.portraits), self.reservations)
+        verdict, sentence, findings = judge(
+            measures, groups, len(self.portraits), self.conditions.reservations, self.conditions.unusable
+        )
         return Evidence(
             verdict=verdict,
             sentence=sentence,
@@ -141,12 +146,12 @@ class References:
             margins=examples.margins(shadows, self.portraits, seed),
             epsilons=by_example,
             leaks=examples.leaks(portrait, self.portraits, shadows, by_example, positions),
-            notes=list(self.notes),
+            notes=[*self.conditions.notes, *comparison.notes()],
             answers=answers(
                 task, portrait.outputs, self.original.outputs, [oracle.outputs for oracle in self.portraits], seed
             ),
             layers=layer_distances(unlearned.model, self.problem.model, self.oracles.models),
-            cost=_cost(unlearned.record, list(self.oracles.seconds)),
+            cost=_cost(unlearned.record, list(self.oracles.seconds), expected=self.oracles.together),
             settings=_SETTINGS.dump_python(self.settings, mode="json") | self._models(),
             seed=seed,
             result_digest=unlearned.record.result_digest,
@@ -209,6 +214,13 @@ def audit(
     return references.compare(unlearned)
 
 
+def _notes_on(shadows: Shadows | None, oracles: int) -> list[str]:
+    if shadows is None:
+        return []
+    few = f"U-LiRA and online RMIA are left out: they need {FEWEST_ORACLES + 1} oracles, and there are {oracles}"
+    return [*shadows.notes, *([few] if oracles <= FEWEST_ORACLES else [])]
+
+
 def _measured(
     subgroups: Mapping[str, Sequence[Any]], holdout: MapDataset | None, sitting: Sitting
 ) -> dict[str, NDArray[np.str_]]:
@@ -223,6 +235,11 @@ def _measured(
                 "examples; give one value for each, in order"
             )
         kinds = np.asarray([str(value) for value in values])
+        if max(Counter(kinds.tolist()).values()) < FEWEST_OF_SUBGROUP:
+            raise SettingError(
+                f"every value of the subgroup {name!r} has fewer than {FEWEST_OF_SUBGROUP} examples, too few to judge; "
+                "does it name persons rather than groups?"
+            )
         if len(set(kinds.tolist())) > _MOST_SUBGROUPS:
             raise SettingError(
                 f"the subgroup {name!r} has {len(set(kinds.tolist()))} different values, of which each would be "
@@ -232,18 +249,18 @@ def _measured(
     return found
 
 
-def _cost(record: Record, oracle_seconds: list[float]) -> Cost:
+def _cost(record: Record, oracle_seconds: list[float], *, expected: bool) -> Cost:
     return Cost(
         seconds=record.seconds,
         examples=record.examples,
         peak_memory_bytes=record.peak_memory_bytes,
         oracle_seconds=oracle_seconds,
-        expected=len(oracle_seconds) > 1 and len(set(oracle_seconds)) == 1,  # no two measured times are equal
-        share_of_retraining=_share(record.seconds, oracle_seconds) if oracle_seconds else None,
+        expected=expected,
+        share_of_retraining=_share(record.seconds, oracle_seconds) if len(oracle_seconds) > 1 else None,
     )
 
 
 def _share(seconds: float, oracle_seconds: list[float]) -> Estimate:
-    logs = Spread([math.log(each) for each in oracle_seconds])
+    logs = Spread([math.log(max(each, 1e-6)) for each in oracle_seconds])
     low, high = (seconds / math.exp(end) for end in (logs.mean_interval().high, logs.mean_interval().low))
     return Estimate(value=seconds / math.exp(logs.mean), interval=Interval(low=low, high=high))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from expunge.audit.decision import Spread, harmful_gap, settle
 from expunge.audit.distances import mean_divergence, tug_of_war
-from expunge.audit.evidence import Aspect, Curve, Estimate, Measure, Membership, Side
+from expunge.audit.evidence import Aspect, AttackFigures, Curve, Estimate, Measure, Membership, Side
 from expunge.audit.intervals import Interval
 from expunge.audit.membership import HOLDOUT, RETAIN, RMIA, U_LIRA, Attack, Attackers
 from expunge.audit.neighbours import NEIGHBOURS
@@ -23,6 +23,7 @@ from expunge.audit.statistics import Quantity, mean_of
 from expunge.tasks import Task
 
 TAKEN_FOR_UNLEARNED = f"{U_LIRA}, share taken for unlearned"
+FEWEST_OF_SUBGROUP = 20
 FORGOTTEN_KIND = "holdout, forgotten kind"
 
 Figure = Callable[[Portrait], Quantity]
@@ -31,7 +32,7 @@ Figure = Callable[[Portrait], Quantity]
 class Scale(Enum):
     """What a figure is, for what counts as a difference and what as equivalent.
 
-    A figure that only finds differences says nothing of equivalence: its limit is the whole range of a share.
+    A figure that only finds differences says nothing of equivalence and has no limit.
     """
 
     SHARE = auto()
@@ -88,12 +89,18 @@ class Comparison:
         return settle(measures, self.margins.error_rate / 2, self.margins.power)
 
     def _by_subgroup(self) -> Iterator[Measure]:
-        for name, values in self.subgroups.items():
-            seen = self.unlearned.sets[HOLDOUT]
-            kept = ~np.isin(seen.groups, sorted(self._gone))
-            for value in sorted(set(values[kept].tolist()), key=_natural):
-                chosen = kept & (values == value)
-                yield self._share(next(iter(seen.quality)), f"{name}: {value}", Aspect.UTILITY, HOLDOUT, chosen)
+        for name in self.subgroups:
+            for value, chosen in self._members(name):
+                if chosen.sum() >= FEWEST_OF_SUBGROUP:
+                    quality = next(iter(self.unlearned.sets[HOLDOUT].quality))
+                    yield self._share(quality, f"{name}: {value}", Aspect.UTILITY, HOLDOUT, chosen)
+
+    def _members(self, name: str) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """Each value of a subgroup, with the holdout examples of kinds that are kept which have it."""
+        values = self.subgroups[name]
+        kept = ~np.isin(self.unlearned.sets[HOLDOUT].groups, sorted(self._gone))
+        for value in sorted(set(values[kept].tolist()), key=_natural):
+            yield value, kept & (values == value)
 
     def curves(self, settings: Relearning) -> list[Curve]:
         """Relearning curves."""
@@ -211,17 +218,33 @@ class Comparison:
                 attack=attack.name,
                 against=attack.against,
                 unlearned=attack.unlearned,
-                original=attack.original,
-                oracles=attack.oracles,
+                original=AttackFigures.of(attack.original),
+                oracles=[AttackFigures.of(oracle) for oracle in attack.oracles],
             )
             for attack in self.attacks
         ]
 
+    def notes(self) -> list[str]:
+        """Attacks that can tell nothing, and subgroups that are too small to be judged."""
+        small = [
+            f"{few} value{'s' if few > 1 else ''} of the subgroup {name!r} with fewer than {FEWEST_OF_SUBGROUP} "
+            f"examples {'are' if few > 1 else 'is'} left out"
+            for name in self.subgroups
+            if (few := sum(int(chosen.sum()) < FEWEST_OF_SUBGROUP for _, chosen in self._members(name)))
+        ]
+        return small + [
+            f"the attack {attack.name} gives every example the same score on every oracle, so it tells nothing here "
+            "and is not judged"
+            for attack in self.attacks
+            if attack.name == RMIA and attack.tied
+        ]
+
     def _membership(self) -> Iterator[Measure]:
         for attack in self.attacks:
-            if attack.name == RMIA:
-                area = attack.unlearned.auc
-                yield self._compared(f"{RMIA}, area", FORGET, Aspect.FORGETTING, area, attack.original, attack.oracles)
+            if attack.name == RMIA and not attack.tied:
+                areas = [oracle.auc.value for oracle in attack.oracles]
+                own, original = attack.unlearned.auc, attack.original.auc
+                yield self._compared(f"{RMIA}, area", FORGET, Aspect.FORGETTING, own, original, areas)
         if self._attackers.taken_for_unlearned(self.unlearned) is not None:
 
             def figure(portrait: Portrait) -> Quantity:
@@ -255,7 +278,7 @@ class Comparison:
         margin, limit = {
             Scale.SHARE: (margins.share, margins.equivalent_share),
             Scale.SHARE_AFTER: (margins.share, margins.equivalent_after),
-            Scale.FINDS_ONLY: (margins.share, 1.0),
+            Scale.FINDS_ONLY: (margins.share, None),
             Scale.NATS: (margins.divergence, margins.equivalent_divergence),
         }[scale]
         spread = Spread(oracles, resolution, leave_one_out=aspect is Aspect.DISTANCE)

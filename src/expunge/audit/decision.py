@@ -112,7 +112,7 @@ def _settled(measure: Measure, corrected: float, error_rate: float, level: float
     if len(measure.oracles) >= FEWEST_ORACLES:
         if corrected <= error_rate:
             side = Side.ABOVE if value > mean else Side.BELOW
-        elif measure.at_most <= measure.limit:
+        elif measure.limit is None or measure.at_most <= measure.limit:
             side = Side.INSIDE
     needed = _oracles_needed(measure, level, power) if side is Side.UNDECIDED else None
     return measure.model_copy(update={"side": side, "corrected_p_value": corrected, "oracles_needed": needed})
@@ -124,10 +124,11 @@ def _oracles_needed(measure: Measure, level: float, power: float) -> int | None:
     The mean of new oracles lies within `power` of its distribution of where it lies now.
     """
     value, mean, deviation = measure.unlearned.value, float(np.mean(measure.oracles)), measure.deviation
+    limit = np.inf if measure.limit is None else measure.limit
     gap, excess = harmful_gap(measure.aspect, value, mean), abs(value - mean) - measure.margin
     counts = np.arange(max(len(measure.oracles) + 1, FEWEST_ORACLES), _MOST_ORACLES + 1)
     slack = stats.norm.ppf((1 + power) / 2) * deviation / np.sqrt(counts)
-    equivalent = gap + slack + stats.t.ppf(LEVEL, counts - 1) * deviation / np.sqrt(counts) <= measure.limit
+    equivalent = gap + slack + stats.t.ppf(LEVEL, counts - 1) * deviation / np.sqrt(counts) <= limit
     scale = max(deviation, np.finfo(np.float64).tiny) * np.sqrt(1 + 1 / counts)
     different = 2 * stats.t.sf((excess - slack) / scale, counts - 1) <= level
     deciding = counts[equivalent | different]

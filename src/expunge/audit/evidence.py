@@ -61,7 +61,8 @@ class Measure(Part):
         oracles: Of each oracle.
         band: 95 % prediction interval for one more oracle.
         margin: A difference so small that it is never held against a model.
-        limit: A difference up to which a model counts as equivalent.
+        limit: A difference up to which a model counts as equivalent; None where a measure only finds differences and
+            says nothing of equivalence.
         p_value: How likely a retrained model lies as far from the others, beyond the margin.
         corrected_p_value: The same, corrected for the number of measures.
         deviation: Standard deviation of one more retrained model, as the oracles tell it.
@@ -81,7 +82,7 @@ class Measure(Part):
     oracles: list[float]
     band: Interval
     margin: float
-    limit: float
+    limit: float | None
     p_value: float
     corrected_p_value: float
     deviation: float
@@ -115,23 +116,55 @@ class Curve(Part):
     relearn_steps: dict[str, int | None]
 
 
+class AttackFigures(Part):
+    """The figures of an attack on one more model.
+
+    Attributes:
+        auc: Area under the ROC curve.
+        above: True positive rate at each of the limits of the unlearned model's `low_rates`, large scores taken for
+            membership; None where there are too few unseen scores.
+        below: The same, small scores taken for membership.
+        epsilon: Lower bound of epsilon, where the attack gives one.
+    """
+
+    auc: float
+    above: list[float | None]
+    below: list[float | None]
+    epsilon: float | None
+
+    @classmethod
+    def of(cls, found: AttackEvaluation) -> "AttackFigures":
+        """The figures alone."""
+        above = [rate.above.true_positive_rate.value if rate.above else None for rate in found.low_rates]
+        below = [rate.below.true_positive_rate.value if rate.below else None for rate in found.low_rates]
+        return cls(
+            auc=found.auc.value,
+            above=above,
+            below=below,
+            epsilon=found.epsilon.lower_bound if found.epsilon else None,
+        )
+
+
 class Membership(Part):
     """A membership attack on single examples, on the unlearned model, the original and each oracle.
+
+    Where holdout examples are what forget examples are held against, intervals are over examples, which count as
+    independent. Where scores of an oracle are, intervals say how much a figure varies from oracle to oracle.
 
     Attributes:
         attack: Its name.
         against: What the scores of forget examples are held against: those of `holdout examples` of the same kinds, or
             `scores of an oracle` on the same forget examples.
         unlearned: What the attack's scores show.
-        original: Area under the ROC curve of the same attack on the original.
-        oracles: The same on each oracle that is no reference of the others.
+        original: The figures of the same attack on the original.
+        oracles: The same of each oracle that is no reference of the others.
     """
 
     attack: str
     against: str
     unlearned: AttackEvaluation
-    original: Estimate
-    oracles: list[float]
+    original: AttackFigures
+    oracles: list[AttackFigures]
 
 
 class ExampleEpsilons(Part):

@@ -16,7 +16,7 @@ from expunge.audit.margins import (
     example_percentiles,
     margin_z_scores,
 )
-from expunge.audit.membership import FEWEST_SHADOWS
+from expunge.audit.membership import FEWEST_SHADOWS, saturated
 from expunge.audit.portrait import FORGET, Floats, Portrait
 from expunge.audit.shadows import ShadowSignals
 from expunge.tasks import Task
@@ -28,7 +28,8 @@ DELTA = 1e-5
 def percentiles(task: Task, unlearned: Portrait, oracles: Sequence[Portrait]) -> list[ExamplePercentiles]:
     """Of the divergence from the oracles and of the distance in confidence, over forget examples.
 
-    Each oracle is measured among the others, so there must be three; else there is none.
+    Each oracle is measured among the others, so there must be three; else there is none. Confidence is left out where
+    it is saturated.
     """
     if len(oracles) < FEWEST_ORACLES:
         return []
@@ -41,11 +42,11 @@ def percentiles(task: Task, unlearned: Portrait, oracles: Sequence[Portrait]) ->
         others = [oracle.sets[FORGET].signals for oracle in oracles if oracle is not portrait]
         return np.abs(margin_z_scores(portrait.sets[FORGET].signals, np.stack(others)))
 
+    measured = {"divergence from the oracles": divergence}
+    if not saturated(oracles):
+        measured["confidence, standard deviations from the oracles"] = confidence
     return [
-        example_percentiles("divergence from the oracles", divergence(unlearned), list(map(divergence, oracles))),
-        example_percentiles(
-            "confidence, standard deviations from the oracles", confidence(unlearned), list(map(confidence, oracles))
-        ),
+        example_percentiles(name, measure(unlearned), list(map(measure, oracles))) for name, measure in measured.items()
     ]
 
 
@@ -82,8 +83,11 @@ def leaks(
     found: ExampleEpsilons | None,
     positions: Sequence[int],
 ) -> list[Leak]:
-    """The ten forget examples on which the unlearned model is furthest from retraining, furthest first."""
-    if len(oracles) < FEWEST_ORACLES:
+    """The ten forget examples on which the unlearned model is furthest from retraining, furthest first.
+
+    None with fewer than three oracles, or where confidence is saturated.
+    """
+    if len(oracles) < FEWEST_ORACLES or saturated(oracles):
         return []
     own, others = unlearned.sets[FORGET], [oracle.sets[FORGET] for oracle in oracles]
     signals = np.stack([other.signals for other in others])

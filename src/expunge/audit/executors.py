@@ -3,8 +3,9 @@
 import importlib
 import os
 import time
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,7 +121,14 @@ class Processes(Executor):
         calls = (
             joblib.delayed(_train_elsewhere)(number, recipe, _compact(job), threads) for number, job in enumerate(jobs)
         )
-        yield from cast("Iterator[Finished]", pool(calls))
+        coming = cast("Generator[Finished]", pool(calls))
+        try:
+            yield from coming
+        finally:  # where the fleet stops early, what is still under way is given up
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*tasks have been successfully executed but not used")
+                warnings.filterwarnings("ignore", message=".*tasks which were still being processed")
+                coming.close()
 
 
 @dataclass(frozen=True)

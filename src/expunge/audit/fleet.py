@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -92,9 +93,11 @@ class Fleet:
         missing = [number for number in range(len(jobs)) if number not in results]
         chosen = [jobs[number] for number in missing]
         executor, choice = self._choose(recipe, chosen, settings, list(results.values()), progress, announce)
-        with bar(self.title, len(jobs), done=cached, enabled=progress) as display:
-            coming = executor.train(recipe, chosen, lambda note: display.advance(0, note)) if chosen else ()
-            for result in coming:
+        with (
+            bar(self.title, len(jobs), done=cached, enabled=progress) as display,
+            closing(executor.train(recipe, chosen, lambda note: display.advance(0, note))) as coming,
+        ):
+            for result in coming if chosen else ():
                 number = missing[result.number]
                 finished = _sound(result, jobs[number], choice)
                 shelf.save(number, finished)

@@ -41,11 +41,15 @@ def portrayed(sitting: Sitting, models: Sequence[nn.Module], announce: Announce 
         seconds.append(time.monotonic() - started)
         if seconds[0] > _LONGER_THAN_A_START:
             break
-    left = len(models) + 1 - len(portraits)
-    if announce is not None and left * min(seconds) > _WORTH_SAYING:
-        announce(ExpectedMeasuring(left, left * min(seconds)))
+    tell_of_measuring(announce, len(models) + 1 - len(portraits), min(seconds))
     with bar("audit", len(models), done=len(portraits), enabled=sitting.run.execution.progress) as display:
         for model in models[len(portraits) :]:
             portraits.append(sitting.portray(sitting.run.frozen(model)))
             display.advance()
     return portraits
+
+
+def tell_of_measuring(announce: Announce | None, models: int, seconds_each: float) -> None:
+    """Announce what is left where it is more than a few seconds."""
+    if announce is not None and models * seconds_each > _WORTH_SAYING:
+        announce(ExpectedMeasuring(models, models * seconds_each))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.audit.attack_scores import AttackEvaluation, area, evaluate_attack
-from expunge.audit.attacks import rmia, u_lira
+from expunge.audit.attack_scores import AttackEvaluation, across_models, area, evaluate_attack
+from expunge.audit.attacks import SIGNAL_LIMIT, rmia, u_lira
 from expunge.audit.decision import FEWEST_ORACLES
 from expunge.audit.intervals import Estimate
 from expunge.audit.portrait import FORGET, LOSS, Floats, Portrait
@@ -31,16 +31,18 @@ class Attack:
     Attributes:
         name: What it is called.
         against: What the scores of forget examples are held against.
-        unlearned: All that its scores show of the unlearned model.
-        original: Area under the ROC curve on the original.
-        oracles: The same on each oracle.
+        unlearned: What its scores show of the unlearned model.
+        original: The same of the original.
+        oracles: The same of each oracle.
+        tied: Whether every oracle gives one and the same score to all, so that nothing can be told.
     """
 
     name: str
     against: str
     unlearned: AttackEvaluation
-    original: Estimate
-    oracles: list[float]
+    original: AttackEvaluation
+    oracles: list[AttackEvaluation]
+    tied: bool
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class Attackers:
             self.shadows is not None
             and len(self.shadows.trained) >= FEWEST_SHADOWS
             and len(self.oracles) > FEWEST_ORACLES
+            and not saturated(self.oracles)
         )
 
     def _against_holdout(self) -> Iterator[Attack]:
@@ -176,19 +179,25 @@ class Attackers:
             yield self._attack(RMIA_ONLINE, _ORACLE, online, rest)
 
     def _attack(
-        self,
-        name: str,
-        against: str,
-        scores: Callable[[Portrait], Scores],
-        oracles: Sequence[Portrait],
+        self, name: str, against: str, scores: Callable[[Portrait], Scores], oracles: Sequence[Portrait]
     ) -> Attack:
-        return Attack(
-            name,
-            against,
-            evaluate_attack(*scores(self.unlearned)),
-            area(*scores(self.original)),
-            [area(*scores(oracle)).value for oracle in oracles],
+        theirs = [scores(oracle) for oracle in oracles]
+        unlearned, original, *others = (
+            evaluate_attack(*each) for each in (scores(self.unlearned), scores(self.original), *theirs)
         )
+        if against == _ORACLE:
+            unlearned, original = across_models(unlearned, others), across_models(original, others)
+        tied = all(np.ptp(np.concatenate(each)) == 0 for each in theirs)
+        return Attack(name, against, unlearned, original, others, tied)
+
+
+def saturated(oracles: Sequence[Portrait]) -> bool:
+    """Whether oracles agree on every forget example to the last bit, at the ends of the range of signals.
+
+    Then nothing can be told of how retraining varies. That no single oracle differs counts too: it is left out in turn.
+    """
+    signals = np.clip(_signals(oracles, FORGET), -SIGNAL_LIMIT, SIGNAL_LIMIT)
+    return any(not np.ptp(np.delete(signals, place, 0), axis=0).any() for place in range(len(signals)))
 
 
 def _signals(portraits: Sequence[Portrait], name: str) -> Floats:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from expunge.audit.membership import FEWEST_UNSEEN, HOLDOUT, Draw
+from expunge.audit.decision import FEWEST_ORACLES
+from expunge.audit.membership import FEWEST_UNSEEN, HOLDOUT, Draw, saturated
 from expunge.audit.portrait import Portrait
 from expunge.data import MapDataset
 from expunge.storage import update_digest
@@ -26,10 +27,12 @@ class Conditions:
     Attributes:
         notes: What a reader must know.
         reservations: Why no model can be called indistinguishable from retraining, as sentences.
+        unusable: Why nothing can be said at all, in a sentence, if so.
     """
 
     notes: list[str]
     reservations: list[str]
+    unusable: str = ""
 
 
 def conditions_of(
@@ -60,15 +63,21 @@ def conditions_of(
             f"{which} {min(reached):.3f} on the retain set, the original {wanted:.3f}: the recipe does not train as "
             "the original was trained, so the comparison says little; mend the recipe"
         )
-    if 2 * len(poor) > len(reached):
-        reservations.append("Most oracles are much worse than the original on the retain set; mend the recipe.")
+    if len(oracles) >= FEWEST_ORACLES and saturated(oracles):
+        notes.append(
+            "the oracles' confidence in the forget set is saturated, the same to the last bit, so single examples and "
+            "U-LiRA are left out; scale the inputs as for training, or train less"
+        )
     if Draw.prepare(original, seed) is None:
         missing = "is no holdout" if HOLDOUT not in original.sets else "are too few holdout examples"
         notes.append(
             f"membership was not attacked: there {missing} of the same kinds as the forget set ({FEWEST_UNSEEN} are "
             "needed, and as many others)"
         )
-    return Conditions(notes, reservations)
+    useless = (
+        "Most oracles are much worse than the original on the retain set, so nothing can be said; mend the recipe."
+    )
+    return Conditions(notes, reservations, useless if 2 * len(poor) > len(reached) else "")
 
 
 def duplicates(task: Task, forget: MapDataset, retain: MapDataset) -> int:

@@ -21,7 +21,7 @@ from expunge.training import Run, over_batches
 from expunge.training.seeds import generator
 
 ONE_SHOT, LINEAR = "one-shot probe", "linear probe"
-_DRAWS, _KEPT, _RIDGE, _FOLDS = 50, 2000, 0.1, 2
+_DRAWS, _KEPT, _RIDGE, _FOLDS, _DEAD = 50, 2000, 0.1, 2, 1e-6
 
 Floats = NDArray[np.float64]
 Names = NDArray[np.str_]
@@ -74,7 +74,9 @@ class Probes:
 def _one_shot(forgotten: Floats, kinds: Names, kept: Floats, kept_kinds: Names, random: np.random.Generator) -> Floats:
     names, places = np.unique(kept_kinds, return_inverse=True)
     centres = np.stack([kept[places == place].mean(0) for place in range(len(names))])
-    scale = kept.std(0) + 1e-8
+    scale = kept.std(0)
+    # a unit that is dead on kept kinds would decide everything if it were scaled by what it does there
+    scale = np.where(scale > _DEAD * scale.max(), scale, np.concatenate([kept, forgotten]).std(0) + _DEAD)
     within = (kept - centres[places]) / scale
     covariance = within.T @ within / len(within) + _RIDGE * np.eye(len(scale))
     whiten = np.linalg.inv(np.linalg.cholesky(covariance)).T / scale[:, None]

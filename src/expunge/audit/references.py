@@ -36,6 +36,11 @@ class Oracles:
     cached: int = 0
     notes: tuple[str, ...] = ()
 
+    @property
+    def together(self) -> bool:
+        """Whether they were trained as one, so that `seconds` are what a trial led to expect of each by itself."""
+        return self.choice is not None and self.choice.executor == "batched"
+
     def __post_init__(self) -> None:
         """Refuse references that cannot serve.
 

@@ -4,6 +4,7 @@ They show what a method does to models that differ by chance alone, which one un
 epsilon by example are made from them.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ from expunge.audit.data_names import DataNames
 from expunge.audit.executors import TrainingJob
 from expunge.audit.fleet import Fleet
 from expunge.audit.identity import recipe_name
-from expunge.audit.measuring import Announce
+from expunge.audit.measuring import Announce, tell_of_measuring
 from expunge.audit.portrait import FORGET, Floats, Sitting
 from expunge.data import union
 from expunge.errors import DataError, MissingNeedError, OutputError, ReferenceModelError
@@ -51,6 +52,7 @@ class Shadows:
         seed: Of the audit.
         fleet: Where signals are kept.
         notes: What the user should know of their training.
+        announce: Is told, once one is unlearned, how long the others take.
     """
 
     problem: Problem
@@ -58,6 +60,7 @@ class Shadows:
     seed: int
     fleet: FleetSettings
     notes: tuple[str, ...] = ()
+    announce: Announce | None = None
 
     @classmethod
     def train(
@@ -87,7 +90,7 @@ class Shadows:
         trained = Fleet(problem.recipe, jobs, "shadows", problem.model).train(
             settings, progress=progress, announce=announce
         )
-        return cls(problem, trained.models, seed, settings or FleetSettings(), trained.notes)
+        return cls(problem, trained.models, seed, settings or FleetSettings(), trained.notes, announce)
 
     def signals(self, method: Method | None, sitting: Sitting) -> ShadowSignals:
         """Unlearn every shadow by a method and look at it; signals that are kept from before are read instead.
@@ -107,8 +110,11 @@ class Shadows:
                 trained.append(sitting.signals(sitting.run.frozen(model))[FORGET])
                 found = shelf.load(number)
                 if found is None:
+                    started = time.monotonic()
                     found = sitting.signals(self._unlearned(number, method, sitting.run.execution))
                     shelf.save(number, found)
+                    left = len(self.models) - number - 1
+                    tell_of_measuring(self.announce if number == 0 else None, left, time.monotonic() - started)
                 unlearned.append(found)
                 display.advance()
         return ShadowSignals(

@@ -107,7 +107,7 @@ def run(
 def audit(
     folder: Annotated[Path | None, typer.Argument(metavar="RUN", help="The output folder of a run.")] = None,
     oracles: Annotated[
-        int | None, typer.Option(help="How many oracles to train; by default as in the job, or 5.")
+        int | None, typer.Option(min=2, help="How many oracles to train; by default as in the job, or 5.")
     ] = None,
     shadows: Annotated[
         int | None,
@@ -121,7 +121,7 @@ def audit(
             help="How thorough: 3, 10 or 20 oracles, ever more tests, and at last 20 shadows; by default as in the job."
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the audit; by default the job's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the audit; by default the job's.")] = None,
     executor: Annotated[
         ExecutorName | None,
         typer.Option(help="How oracles are trained; by default as in the job."),
@@ -134,6 +134,10 @@ def audit(
 ) -> None:
     """Measure a run's model against models retrained without the forget set."""
     if self_test:
+        given = {"RUN": folder, "--oracles": oracles, "--shadows": shadows, "--level": level, "--seed": seed}
+        unused = [name for name, value in given.items() if value is not None]
+        if unused:
+            raise JobError(f"--self-test brings its own models; leave out {', '.join(unused)}")
         _say(f"Training shams and oracles on scikit-learn's digits and auditing them, {seeds} of each kind")
         fleet = FleetSettings(executor if executor is not None else "auto")
         outcomes = run_self_test(digits(), seeds, fleet=fleet, announce=CostTeller(_say))

@@ -41,7 +41,7 @@ class CostTeller:
 
 def before_training(expected: Expected) -> str:
     """One sentence on what will be trained."""
-    whole = f"{expected.cached + expected.to_train} {expected.title}"
+    whole = _whole(expected)
     if not expected.to_train:
         return f"{whole}: all from the cache"
     found = f"{expected.cached} from the cache, " if expected.cached else ""
@@ -55,7 +55,7 @@ def before_training(expected: Expected) -> str:
 
 def after_training(expected: Expected) -> str:
     """One sentence on what was trained, and why in this way."""
-    whole = f"{expected.cached + expected.to_train} {expected.title}"
+    whole = _whole(expected)
     if not expected.to_train:
         return f"{whole}: all from the cache"
     found = f"{expected.cached} from the cache, " if expected.cached else ""
@@ -83,3 +83,8 @@ def rough_duration(seconds: float) -> str:
     if seconds < 6000:
         return f"about {seconds / 60:.0f} min"
     return f"about {seconds / 3600:.1f} h"
+
+
+def _whole(expected: Expected) -> str:
+    count = expected.cached + expected.to_train
+    return f"{count} {expected.title if count != 1 else expected.title.removesuffix('s')}"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.audit import AuditSettings
-from expunge.cli.job import Job
+from expunge.cli.job import AuditSection, Job
 from expunge.cli.loading import existing, find_function, guarded, load_function
 from expunge.cli.methods import method_from
 from expunge.cli.models import load_model, untrained
@@ -83,11 +83,17 @@ def audit_settings_of(job: Job) -> AuditSettings:
     Raises:
         JobError: A setting is unknown or cannot be used.
     """
-    return checked_call(AuditSettings, (job.audit.model_extra or {}) if job.audit else {}, "audit")
+    extra = (job.audit.model_extra or {}) if job.audit else {}
+    return checked_call(AuditSettings, extra, "audit", also_known=AuditSection.model_fields)
 
 
 def _subgroups(job: Job, holdout: Source | None) -> dict[str, list[str]]:
     names = job.audit.subgroups if job.audit is not None else ()
+    if job.forget.column is not None and job.forget.column in names:
+        raise JobError(
+            "audit.subgroups: the column that tells who is to be forgotten cannot be a subgroup: its values would "
+            "stand in the evidence, which may be shared"
+        )
     if names and holdout is None:
         raise JobError("audit.subgroups: name columns of the holdout, and there is none; add data.holdout")
     return {str(name): holdout.column(name).tolist() for name in names if holdout is not None}

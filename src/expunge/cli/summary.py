@@ -93,7 +93,7 @@ def _print_evidence(console: Console, evidence: Evidence) -> None:
     console.print(table)
     console.print()
     colour = "green" if evidence.verdict is Verdict.INDISTINGUISHABLE else "yellow"
-    console.print(f"[bold {colour}]Verdict: {evidence.verdict.value}.[/] {escape(evidence.sentence)}")
+    console.print(f"[bold {colour}]Verdict: {evidence.verdict.value}.[/] {escape(evidence.sentence)}", soft_wrap=True)
     cost = evidence.cost
     if cost.share_of_retraining is not None:
         share = words.share_of_retraining(cost.share_of_retraining)
@@ -103,7 +103,8 @@ def _print_evidence(console: Console, evidence: Evidence) -> None:
 
 
 def _row(measure: Measure) -> list[str]:
-    side = f"[{_STYLES[measure.side]}]{measure.side.value}[/]" if measure.aspect.judged else "[dim]not judged[/]"
+    where = "nothing found" if measure.side is Side.INSIDE and measure.limit is None else measure.side.value
+    side = f"[{_STYLES[measure.side]}]{where}[/]" if measure.aspect.judged else "[dim]not judged[/]"
     original = words.number(measure.original.value) if measure.original is not None else ""
     return [
         escape(f"{measure.name}, {measure.on}"),

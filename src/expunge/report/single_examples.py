@@ -30,7 +30,7 @@ from expunge.report.drawing import (
     to_svg,
 )
 
-NO_SHADOWS = "It takes shadows to tell: audit with `--shadows 20`, or `audit(..., shadows=20)`."
+NO_SHADOWS = "It takes shadows to tell, as expunge audit --shadows 20 trains them."
 
 
 def roc_figure(attacks: Sequence[Membership]) -> Picture:
@@ -51,11 +51,14 @@ def roc_figure(attacks: Sequence[Membership]) -> Picture:
         for curve, (_, colour) in zip((result.above, result.below), directions, strict=True):
             rates = curve.false_positive_rates, curve.true_positive_rates
             axes.plot(*rates, style, color=colour, drawstyle="steps-post")
-        lines.append(
-            f"{words.capital(attack.attack)}: area {words.estimate(result.auc)}, of oracles "
-            f"{words.mean(attack.oracles)}; epsilon at least {words.number(result.epsilon.lower_bound)}, where so many "
-            f"examples could show {words.number(result.epsilon.largest)} at most"
-        )
+        areas = words.mean([oracle.auc for oracle in attack.oracles])
+        line = f"{words.capital(attack.attack)}: area {words.estimate(result.auc)}, of oracles {areas}"
+        if result.epsilon is not None:
+            line += (
+                f"; epsilon at least {words.number(result.epsilon.lower_bound)}, where so many examples could show "
+                f"{words.number(result.epsilon.largest)} at most"
+            )
+        lines.append(line)
     floor = 0.5 / max(max(each.unlearned.forget_examples, each.unlearned.unseen_examples) for each in attacks)
     axes.plot([floor, 1], [floor, 1], color=QUIET, linewidth=0.8, linestyle="--")
     for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
@@ -119,7 +122,8 @@ def epsilons_figure(found: ExampleEpsilons | None) -> Picture:
     bounded = sum(bound > 0 for bound in found.lower_bounds)
     told = (
         f"median {words.number(float(np.median(found.estimates)))}, largest {words.number(max(found.estimates))}; for "
-        f"{words.count(bounded)} of {words.count(len(found.estimates), 'example')} epsilon is shown to be above 0"
+        f"{words.count(bounded)} of {words.count(len(found.estimates), 'example')} it is above 0 with 95 % confidence, "
+        "each by itself"
     )
     caption = (
         f"How well {found.unlearned_models} unlearned models can be told from {found.oracle_models} retrained ones by "

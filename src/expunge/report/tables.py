@@ -60,6 +60,7 @@ def all_tables(record: Record, evidence: Evidence | None) -> list[Table]:
             *_groups(evidence),
             *_relearning(evidence.curves),
             _membership(evidence.membership),
+            _low_rates(evidence.membership),
             _leaks(evidence),
             _power(evidence),
         ]
@@ -123,29 +124,56 @@ def _relearning(curves: Sequence[Curve]) -> list[Table]:
 
 def _membership(attacks: Sequence[Membership]) -> Table:
     """Attacks on single examples, a row each."""
-    columns = ("Attack", "Held against", "Unlearned", "Original", "Oracles", "Found at 1 %", "Epsilon at least")
+    columns = ("Attack", "Held against", "Unlearned", "Original", "Oracles", "Epsilon at least", "Oracles' epsilon")
 
     def row(attack: Membership) -> list[str]:
         found = attack.unlearned
-        (point,) = [rate for rate in found.low_rates if rate.limit == max(each.limit for each in found.low_rates)]
-        ends = sorted(attack.oracles)
+        bound = found.epsilon
         return [
-            attack.attack.removeprefix("membership (").removesuffix(")"),
+            _short(attack),
             f"{words.count(found.unseen_examples)} {attack.against}",
             words.estimate(found.auc),
-            words.estimate(attack.original),
-            f"{words.number(ends[0])} to {words.number(ends[-1])}" if ends else "none",
-            words.estimate(point.above.true_positive_rate) if point.above else "too few unseen",
-            f"{words.number(found.epsilon.lower_bound)} of {words.number(found.epsilon.largest)}",
+            words.number(attack.original.auc),
+            _ends([oracle.auc for oracle in attack.oracles]),
+            f"{words.number(bound.lower_bound)} of {words.number(bound.largest)}" if bound else "not from one model",
+            _ends([oracle.epsilon for oracle in attack.oracles if oracle.epsilon is not None]),
         ]
 
     note = (
-        "Area under the ROC curve, one half where nothing is told; far below is a leak too. Found at 1 %: true "
-        "positives at one false positive in a hundred. Epsilon: what the scores show, of the most that so few "
-        "examples could. Holdout examples are of the same kinds as the forget set; scores of an oracle are of the same "
-        "forget examples. Examples count as independent."
+        "Area under the ROC curve, one half where nothing is told; far below is a leak too. Epsilon: what the scores "
+        "show, of the most that so few examples could. Holdout examples are of the same kinds as the forget set and "
+        "count as independent. Scores of an oracle are of the same forget examples; one model's scores move together, "
+        "so intervals are then over models, and epsilon is told example by example alone."
     )
     return Table("Membership attacks", columns, [row(attack) for attack in attacks], note)
+
+
+def _low_rates(attacks: Sequence[Membership]) -> Table:
+    """How many forget examples an attack finds while it accuses few unseen ones."""
+    columns = ("Attack", "False positives", "Members score", "Found, unlearned", "Original", "Oracles")
+    rows: list[list[str]] = []
+    for attack in attacks:
+        for place, rate in enumerate(attack.unlearned.low_rates):
+            for direction, point, original, others in (
+                ("high", rate.above, attack.original.above, [oracle.above for oracle in attack.oracles]),
+                ("low", rate.below, attack.original.below, [oracle.below for oracle in attack.oracles]),
+            ):
+                if point is None:
+                    continue
+                theirs = [found for each in others if (found := each[place]) is not None]
+                own = original[place]
+                shown = words.estimate(point.true_positive_rate), "" if own is None else words.number(own)
+                rows.append([_short(attack), words.percent(rate.limit), direction, *shown, _ends(theirs)])
+    note = "Left out are rates for which there are too few unseen examples."
+    return Table("Found at few false positives", columns, rows, note)
+
+
+def _short(attack: Membership) -> str:
+    return attack.attack.removeprefix("membership (").removesuffix(")")
+
+
+def _ends(values: Sequence[float]) -> str:
+    return f"{words.number(min(values))} to {words.number(max(values))}" if values else "none"
 
 
 def _leaks(evidence: Evidence) -> Table:
