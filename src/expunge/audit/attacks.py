@@ -207,7 +207,7 @@ def usable_references(name: str, values: ArrayLike, examples: int | None, fewest
 
 
 def _mean_log_probability(signals: Floats) -> Floats:
-    return special.logsumexp(special.log_expit(signals), axis=0) - np.log(len(signals))
+    return np.log(special.expit(signals).mean(0))  # signals are clipped, so that no probability underflows
 
 
 def _offline(log_out: Floats, a: float) -> Floats:

@@ -207,7 +207,7 @@ class Comparison:
         """Every membership attack that can be made, on all models."""
         return self._attackers.attacks()
 
-    @property
+    @cached_property
     def _attackers(self) -> Attackers:
         return Attackers(self.unlearned, self.original, self.oracles, self.shadows, self.seed)
 

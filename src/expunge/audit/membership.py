@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,7 +108,7 @@ class Attackers:
         own, inside = portrait.sets[FORGET].signals, self.shadows.unlearned[FORGET]
         return (u_lira(own, inside, _signals(references, FORGET)) > 0).astype(np.float64)
 
-    @property
+    @cached_property
     def _enough_shadows(self) -> bool:
         return (
             self.shadows is not None
@@ -197,7 +198,8 @@ def saturated(oracles: Sequence[Portrait]) -> bool:
     Then nothing can be told of how retraining varies. That no single oracle differs counts too: it is left out in turn.
     """
     signals = np.clip(_signals(oracles, FORGET), -SIGNAL_LIMIT, SIGNAL_LIMIT)
-    return any(not np.ptp(np.delete(signals, place, 0), axis=0).any() for place in range(len(signals)))
+    _, alike = np.unique(signals, axis=0, return_counts=True)
+    return bool(alike.max() >= len(signals) - 1)
 
 
 def _signals(portraits: Sequence[Portrait], name: str) -> Floats:
