@@ -17,6 +17,7 @@ from expunge.errors import ExpungeError
 from expunge.methods import (
     UNSIR,
     FineTune,
+    Forgotten,
     GradientAscent,
     Maturity,
     Method,
@@ -26,9 +27,10 @@ from expunge.methods import (
     RandomLabel,
     Retrain,
     Stage,
-    Tier,
 )
-from expunge.problem import Problem, Recipe, Split, split
+from expunge.privacy import Certificate, Constant, Origin, Tier
+from expunge.problem import DeletionState, Problem, Recipe, Split, split
+from expunge.states import load_state, record, save_state
 from expunge.tasks import Classification, Task
 from expunge.training import Algorithm, Execution, Optimizer, Run, Schedule, Supervised, Term
 from expunge.unlearning import Record, Unlearned, unlearn
@@ -37,13 +39,17 @@ __all__ = [
     "UNSIR",
     "Algorithm",
     "AuditSettings",
+    "Certificate",
     "Classification",
+    "Constant",
+    "DeletionState",
     "Evidence",
     "Execution",
     "ExpungeError",
     "FineTune",
     "Fleet",
     "FleetSettings",
+    "Forgotten",
     "GradientAscent",
     "Level",
     "Margins",
@@ -53,6 +59,7 @@ __all__ = [
     "NegGradPlus",
     "Noise",
     "Optimizer",
+    "Origin",
     "Problem",
     "RandomLabel",
     "Recipe",
@@ -72,6 +79,9 @@ __all__ = [
     "Unlearned",
     "Verdict",
     "audit",
+    "load_state",
+    "record",
+    "save_state",
     "split",
     "unlearn",
 ]

@@ -22,7 +22,7 @@ from expunge.audit.evidence import (
     Side,
     Verdict,
 )
-from expunge.methods import Tier
+from expunge.privacy import Tier
 from expunge.training import PhaseRecord
 from expunge.unlearning import DataRecord, Record
 

@@ -1,6 +1,6 @@
 """How to forget: one file an algorithm."""
 
-from expunge.methods.base import Maturity, Method, Need, Tier
+from expunge.methods.base import Forgotten, Maturity, Method, Need, Tier
 from expunge.methods.fine_tune import FineTune, Stage
 from expunge.methods.gradient_ascent import GradientAscent
 from expunge.methods.neg_grad_plus import NegGradPlus
@@ -11,6 +11,7 @@ from expunge.methods.unsir import UNSIR, Noise
 __all__ = [
     "UNSIR",
     "FineTune",
+    "Forgotten",
     "GradientAscent",
     "Maturity",
     "Method",

@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from expunge.audit.evidence import Evidence, Verdict
 from expunge.errors import SavedModelError
-from expunge.methods import Tier
+from expunge.privacy import Tier
 from expunge.report import tables, words
 from expunge.report.figures import pictures
 from expunge.storage import write_text
