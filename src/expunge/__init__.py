@@ -31,7 +31,7 @@ from expunge.methods import (
 from expunge.privacy import Certificate, Constant, Origin, Tier
 from expunge.problem import DeletionState, Problem, Recipe, Split, split
 from expunge.states import load_state, record, save_state
-from expunge.tasks import Classification, Task
+from expunge.tasks import Classification, Regression, Task
 from expunge.training import Algorithm, Execution, Optimizer, Run, Schedule, Supervised, Term
 from expunge.unlearning import Record, Unlearned, unlearn
 
@@ -65,6 +65,7 @@ __all__ = [
     "Recipe",
     "Record",
     "References",
+    "Regression",
     "Relearning",
     "Retrain",
     "Run",
