@@ -51,6 +51,12 @@ class DoubleDouble:
         high, rest = _two_product(self.high, other.high)
         return DoubleDouble(*_quick_two_sum(high, rest + (self.high * other.low + self.low * other.high)))
 
+    def over(self, divisor: Tensor) -> "DoubleDouble":
+        """The quotient by float64 numbers."""
+        first = self.high / divisor
+        rest = self - DoubleDouble.of(first) * DoubleDouble.of(divisor)
+        return DoubleDouble(*_quick_two_sum(first, rest.high / divisor))
+
     def __getitem__(self, index: object) -> "DoubleDouble":
         return DoubleDouble(self.high[index], self.low[index])  # pyright: ignore[reportArgumentType]
 

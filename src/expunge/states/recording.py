@@ -9,13 +9,15 @@ from expunge.data import MapDataset
 from expunge.errors import SavedModelError, SettingError
 from expunge.problem import DeletionState
 from expunge.states.base import StateKind
+from expunge.states.normal_classes import DiscriminantStatistics, NaiveBayesStatistics
+from expunge.states.ridge import RidgeStatistics
 from expunge.storage import read_tensors, tensors_bytes, write_bytes
 from expunge.tasks import Task
 
 STATE_FILE = "state.safetensors"
 
 
-_CLASSES: tuple[type[StateKind], ...] = ()
+_CLASSES: tuple[type[StateKind], ...] = (RidgeStatistics, NaiveBayesStatistics, DiscriminantStatistics)
 KINDS: dict[str, type[StateKind]] = {each.kind: each for each in _CLASSES}
 """Every kind of state by its name."""
 
