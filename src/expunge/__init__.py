@@ -16,6 +16,9 @@ from expunge.audit import (
 from expunge.errors import ExpungeError
 from expunge.methods import (
     UNSIR,
+    ExactDiscriminant,
+    ExactNaiveBayes,
+    ExactRidge,
     FineTune,
     Forgotten,
     GradientAscent,
@@ -30,7 +33,12 @@ from expunge.methods import (
 )
 from expunge.privacy import Certificate, Constant, Origin, Tier
 from expunge.problem import DeletionState, Problem, Recipe, Split, split
-from expunge.states import load_state, record, save_state
+from expunge.states import (
+    ClosedForm,
+    load_state,
+    record,
+    save_state,
+)
 from expunge.tasks import Classification, Regression, Task
 from expunge.training import Algorithm, Execution, Optimizer, Run, Schedule, Supervised, Term
 from expunge.unlearning import Record, Unlearned, unlearn
@@ -41,9 +49,13 @@ __all__ = [
     "AuditSettings",
     "Certificate",
     "Classification",
+    "ClosedForm",
     "Constant",
     "DeletionState",
     "Evidence",
+    "ExactDiscriminant",
+    "ExactNaiveBayes",
+    "ExactRidge",
     "Execution",
     "ExpungeError",
     "FineTune",

@@ -240,7 +240,8 @@ def test_entry_points_and_exports_and_this_table_agree() -> None:
         entry.name: entry.load() for entry in entry_points(group="expunge.methods") if entry.dist.name == "expunge"
     }
     assert set(entered.values()) == exported
-    assert {type(method) for method in METHODS.values()} == exported
+    # Those that work from a deletion state have models of their own, and tables in tests/methods.
+    assert {type(method) for method in METHODS.values()} == {kind for kind in exported if Need.STATE not in kind.needs}
     for name, kind in entered.items():
         assert name.replace("-", "") == kind.__name__.lower()
 

@@ -1,6 +1,9 @@
 """How to forget: one file an algorithm."""
 
 from expunge.methods.base import Forgotten, Maturity, Method, Need, Tier
+from expunge.methods.exact_discriminant import ExactDiscriminant
+from expunge.methods.exact_naive_bayes import ExactNaiveBayes
+from expunge.methods.exact_ridge import ExactRidge
 from expunge.methods.fine_tune import FineTune, Stage
 from expunge.methods.gradient_ascent import GradientAscent
 from expunge.methods.neg_grad_plus import NegGradPlus
@@ -10,6 +13,9 @@ from expunge.methods.unsir import UNSIR, Noise
 
 __all__ = [
     "UNSIR",
+    "ExactDiscriminant",
+    "ExactNaiveBayes",
+    "ExactRidge",
     "FineTune",
     "Forgotten",
     "GradientAscent",
