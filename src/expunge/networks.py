@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from expunge.errors import SettingError
+
 
 def mlp(features: int, classes: int, hidden: Sequence[int] = (64, 64)) -> nn.Sequential:
     """A multilayer perceptron on feature vectors."""
@@ -83,6 +85,33 @@ class ResNet18(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits: (batch, classes)."""
         return self.head(self.pool(self.blocks(self.stem(images))))
+
+
+class ClippedFeatures(nn.Module):
+    """Features scaled down to a largest norm, with a constant 1 appended before, for heads with a guarantee.
+
+    Put it before `nn.Linear(features + 1, classes, bias=False)`; the constant takes the place of the bias. It learns
+    nothing.
+
+    Args:
+        norm: Largest norm of what comes out, the constant included.
+        constant: Whether to append the constant.
+    """
+
+    def __init__(self, norm: float = 1.0, *, constant: bool = True) -> None:
+        super().__init__()
+        if not 0 < norm < math.inf:
+            raise SettingError(f"norm must be above 0 and finite, not {norm!r}")
+        self.norm = norm
+        self.constant = constant
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """From (batch, ...) to (batch, features), with the constant one more."""
+        rows = inputs.flatten(1)
+        if self.constant:
+            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+        length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        return rows * (self.norm / length.clamp(min=torch.finfo(rows.dtype).tiny)).clamp(max=1)
 
 
 class GaussianNaiveBayes(nn.Module):

@@ -2,6 +2,8 @@
 
 from expunge.states.base import StateKind, digest_state
 from expunge.states.closed_form import ClosedForm
+from expunge.states.curvature import CurvatureState, HeadSettings
+from expunge.states.head import HeadLoss, HeadRows, fit_head, head_rows
 from expunge.states.normal_classes import DiscriminantStatistics, NaiveBayesStatistics
 from expunge.states.recording import KINDS, STATE_FILE, load_state, record, save_state, state_bytes
 from expunge.states.ridge import RidgeStatistics
@@ -12,13 +14,19 @@ __all__ = [
     "KINDS",
     "STATE_FILE",
     "ClosedForm",
+    "CurvatureState",
     "DiscriminantStatistics",
+    "HeadLoss",
+    "HeadRows",
+    "HeadSettings",
     "NaiveBayesStatistics",
     "RidgeStatistics",
     "RowLedger",
     "StateKind",
     "SufficientStatistics",
     "digest_state",
+    "fit_head",
+    "head_rows",
     "load_state",
     "record",
     "save_state",

@@ -9,6 +9,7 @@ from expunge.data import MapDataset
 from expunge.errors import SavedModelError, SettingError
 from expunge.problem import DeletionState
 from expunge.states.base import StateKind
+from expunge.states.curvature import CurvatureState
 from expunge.states.normal_classes import DiscriminantStatistics, NaiveBayesStatistics
 from expunge.states.ridge import RidgeStatistics
 from expunge.storage import read_tensors, tensors_bytes, write_bytes
@@ -17,7 +18,7 @@ from expunge.tasks import Task
 STATE_FILE = "state.safetensors"
 
 
-_CLASSES: tuple[type[StateKind], ...] = (RidgeStatistics, NaiveBayesStatistics, DiscriminantStatistics)
+_CLASSES: tuple[type[StateKind], ...] = (CurvatureState, RidgeStatistics, NaiveBayesStatistics, DiscriminantStatistics)
 KINDS: dict[str, type[StateKind]] = {each.kind: each for each in _CLASSES}
 """Every kind of state by its name."""
 
