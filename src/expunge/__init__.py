@@ -15,6 +15,7 @@ from expunge.audit import (
 )
 from expunge.errors import ExpungeError
 from expunge.methods import (
+    SISA,
     UNSIR,
     ExactDiscriminant,
     ExactNaiveBayes,
@@ -26,15 +27,17 @@ from expunge.methods import (
     Method,
     Need,
     NegGradPlus,
+    NewtonRemoval,
     Noise,
     RandomLabel,
     Retrain,
     Stage,
 )
-from expunge.privacy import Certificate, Constant, Origin, Tier
+from expunge.privacy import Certificate, Constant, DeletionBudget, Origin, Tier
 from expunge.problem import DeletionState, Problem, Recipe, Split, split
 from expunge.states import (
     ClosedForm,
+    Sharded,
     load_state,
     record,
     save_state,
@@ -44,6 +47,7 @@ from expunge.training import Algorithm, Execution, Optimizer, Run, Schedule, Sup
 from expunge.unlearning import Record, Unlearned, unlearn
 
 __all__ = [
+    "SISA",
     "UNSIR",
     "Algorithm",
     "AuditSettings",
@@ -51,6 +55,7 @@ __all__ = [
     "Classification",
     "ClosedForm",
     "Constant",
+    "DeletionBudget",
     "DeletionState",
     "Evidence",
     "ExactDiscriminant",
@@ -69,6 +74,7 @@ __all__ = [
     "Method",
     "Need",
     "NegGradPlus",
+    "NewtonRemoval",
     "Noise",
     "Optimizer",
     "Origin",
@@ -82,6 +88,7 @@ __all__ = [
     "Retrain",
     "Run",
     "Schedule",
+    "Sharded",
     "Split",
     "Stage",
     "Supervised",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from enum import StrEnum
 from itertools import pairwise
 
 import torch
@@ -133,6 +134,56 @@ class GaussianNaiveBayes(nn.Module):
         off = inputs.flatten(1)[:, None] - self.means
         density = off.square() / self.variances + (2 * math.pi * self.variances).log()
         return self.log_priors - 0.5 * density.sum(2)
+
+
+class Aggregation(StrEnum):
+    """How the members of an ensemble are made into one answer.
+
+    Attributes:
+        MEAN: The logarithm of the mean of the members' class probabilities.
+        VOTE: The logarithm of the share of members that favour a class, with one vote spread over all classes added so
+            that no share is zero.
+        OUTPUTS: The mean of the members' outputs, as for regression.
+    """
+
+    MEAN = "mean"
+    VOTE = "vote"
+    OUTPUTS = "outputs"
+
+
+class ShardedEnsemble(nn.Module):
+    """Models trained on disjoint shards of the data, asked together.
+
+    Args:
+        members: One model a shard.
+        active: Which members were trained on anything; the others have no say. By default all.
+        aggregation: How the members' outputs, (batch, classes), are made into one.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[nn.Module],
+        active: Sequence[bool] | None = None,
+        aggregation: Aggregation = Aggregation.MEAN,
+    ) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.active: Tensor
+        self.register_buffer("active", torch.tensor([True] * len(members) if active is None else list(active)))
+        self.aggregation = aggregation
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits, or mean outputs: (batch, classes)."""
+        used = [member for member, active in zip(self.members, self.active.tolist(), strict=True) if active]
+        outputs = torch.stack([member(inputs) for member in used])
+        match self.aggregation:
+            case Aggregation.MEAN:
+                return outputs.log_softmax(2).logsumexp(0) - math.log(len(used))
+            case Aggregation.VOTE:
+                votes = nn.functional.one_hot(outputs.argmax(2), outputs.shape[2]).sum(0).to(outputs.dtype)
+                return ((votes + 1 / outputs.shape[2]) / (len(used) + 1)).log()
+            case Aggregation.OUTPUTS:
+                return outputs.mean(0)
 
 
 class _Residual(nn.Module):

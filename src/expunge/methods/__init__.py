@@ -7,11 +7,14 @@ from expunge.methods.exact_ridge import ExactRidge
 from expunge.methods.fine_tune import FineTune, Stage
 from expunge.methods.gradient_ascent import GradientAscent
 from expunge.methods.neg_grad_plus import NegGradPlus
+from expunge.methods.newton_removal import NewtonRemoval
 from expunge.methods.random_label import RandomLabel
 from expunge.methods.retrain import Retrain
+from expunge.methods.sisa import SISA
 from expunge.methods.unsir import UNSIR, Noise
 
 __all__ = [
+    "SISA",
     "UNSIR",
     "ExactDiscriminant",
     "ExactNaiveBayes",
@@ -23,6 +26,7 @@ __all__ = [
     "Method",
     "Need",
     "NegGradPlus",
+    "NewtonRemoval",
     "Noise",
     "RandomLabel",
     "Retrain",

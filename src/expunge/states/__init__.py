@@ -8,6 +8,7 @@ from expunge.states.normal_classes import DiscriminantStatistics, NaiveBayesStat
 from expunge.states.recording import KINDS, STATE_FILE, load_state, record, save_state, state_bytes
 from expunge.states.ridge import RidgeStatistics
 from expunge.states.rows import RowLedger
+from expunge.states.shards import Sharded, ShardState
 from expunge.states.statistics import SufficientStatistics
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "NaiveBayesStatistics",
     "RidgeStatistics",
     "RowLedger",
+    "ShardState",
+    "Sharded",
     "StateKind",
     "SufficientStatistics",
     "digest_state",

@@ -12,13 +12,20 @@ from expunge.states.base import StateKind
 from expunge.states.curvature import CurvatureState
 from expunge.states.normal_classes import DiscriminantStatistics, NaiveBayesStatistics
 from expunge.states.ridge import RidgeStatistics
+from expunge.states.shards import ShardState
 from expunge.storage import read_tensors, tensors_bytes, write_bytes
 from expunge.tasks import Task
 
 STATE_FILE = "state.safetensors"
 
 
-_CLASSES: tuple[type[StateKind], ...] = (CurvatureState, RidgeStatistics, NaiveBayesStatistics, DiscriminantStatistics)
+_CLASSES: tuple[type[StateKind], ...] = (
+    CurvatureState,
+    RidgeStatistics,
+    NaiveBayesStatistics,
+    DiscriminantStatistics,
+    ShardState,
+)
 KINDS: dict[str, type[StateKind]] = {each.kind: each for each in _CLASSES}
 """Every kind of state by its name."""
 
