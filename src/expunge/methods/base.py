@@ -107,5 +107,10 @@ class Method(ABC):
             known = ", ".join(task.__name__ for task in self.tasks)
             raise UnsupportedTaskError(f"{name} works on {known}, not on {type(problem.task).__name__}")
         for need in sorted(self.needs):
-            if not getattr(problem, need.value):
-                raise MissingNeedError(f"{name} needs {_REMEDIES[need]}")
+            require_need(name, problem, need)
+
+
+def require_need(method: str, problem: Problem, need: Need) -> None:
+    """Raise MissingNeedError unless the problem holds what the method of this name needs."""
+    if not getattr(problem, need.value):
+        raise MissingNeedError(f"{method} needs {_REMEDIES[need]}")

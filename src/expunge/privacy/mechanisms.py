@@ -7,6 +7,7 @@ two Gaussians whose means are one sensitivity apart and holds for every epsilon,
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 from scipy.optimize import brentq
 from scipy.special import erfcx, log_ndtr
@@ -122,7 +123,7 @@ def _log_delta(epsilon: float, ratio: float) -> float:
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:
-    return float(brentq(function, low, high, xtol=_TOLERANCE, rtol=_TOLERANCE))
+    return cast(float, brentq(function, low, high, xtol=_TOLERANCE))
 
 
 def _require_delta(delta: float) -> None:

@@ -51,6 +51,16 @@ class HeadLoss(StrEnum):
         """The κ of |D³F[a, a, v]| ≤ κ ‖v‖ D²F[a, a]: the largest range of logits under a unit change of weights."""
         return norm * (math.sqrt(2) if self is HeadLoss.SOFTMAX else 1.0)
 
+    def slopes(self, norm: float) -> tuple[float, float]:
+        """How fast a row's curvature along a unit direction changes with its logits, and with the direction's image."""
+        if self is HeadLoss.SOFTMAX:
+            return norm**2 * math.sqrt(6) / 9, norm
+        return norm**2 / (6 * math.sqrt(3)), norm / 2
+
+    def at_zero(self, classes: int) -> float:
+        """Loss of a row at zero weights."""
+        return math.log(classes) if self is HeadLoss.SOFTMAX else classes * math.log(2)
+
     def parameters_at_once(self, classes: int, features: int) -> int:
         """Rows and columns of one block of the curvature."""
         return classes * features if self is HeadLoss.SOFTMAX else features
