@@ -260,7 +260,7 @@ def test_fitting_a_head_reaches_the_optimum_that_a_library_finds() -> None:
 
 def test_a_system_is_solved_to_the_stated_residual() -> None:
     _, state = recorded()
-    system = state.curvature / 120 + heads.L2 * torch.eye(len(state.curvature))
+    system = state.curvature / 120 + heads.L2 * torch.eye(len(state.curvature), dtype=torch.double)
     right = torch.randn(tiny.CLASSES, tiny.FEATURES + 1, dtype=torch.double)
 
     def product(direction: Tensor) -> Tensor:

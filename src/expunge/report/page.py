@@ -43,6 +43,9 @@ def render(record: Record, evidence: Evidence | None, *, title: str | None = Non
         overruled=_overruled(record, evidence),
         pictures=pictures(evidence) if evidence else [],
         tables=tables.all_tables(record, evidence),
+        certificate=record.certificate,
+        guaranteed=tables.guaranteed(record),
+        constants=tables.constants(record),
         finished=f"{record.finished:%d %B %Y, %H:%M %Z}",
         took=words.duration(record.seconds),
     )
