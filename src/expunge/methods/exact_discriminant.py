@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from expunge.methods._exact import forget_rows
 from expunge.methods.base import Forgotten, Maturity, Method, Need, Tier
+from expunge.methods.exactness import forget_rows
 from expunge.problem import Problem
 from expunge.states import DiscriminantStatistics
 from expunge.tasks import Classification

@@ -8,18 +8,13 @@ from torch import Tensor, nn
 
 from expunge.data import MapDataset
 from expunge.errors import SettingError, StateError
-from expunge.methods._exact import DIGESTS, ELSEWHERE, NOT_ADAPTIVE
 from expunge.methods.base import Forgotten, Maturity, Method, Need, Tier
+from expunge.methods.exactness import certify_shards
 from expunge.networks import ShardedEnsemble
-from expunge.privacy import Certificate, Constant, Origin
 from expunge.problem import Problem
 from expunge.states.shards import Sharded, ShardState
 from expunge.storage import digest_model
 from expunge.training import Run
-
-TUNING = (
-    "choices made with the deleted rows at hand: number of epochs, learning rate, architecture, what was tried before"
-)
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,8 @@ class SISA(Method):
             _replace(ensemble, shard, member, bool((left.shards == shard).any()))
             checkpoints |= {(shard, number): each for number, each in made.items()}
         after = ShardState(left, checkpoints, state.seed, state.plan, digest_model(ensemble))
-        return Forgotten(ensemble.eval(), _certify(left.order, goes, len(touched), sharded), after)
+        certificate = certify_shards(int(goes.sum()), len(left.order), len(touched), sharded.shards)
+        return Forgotten(ensemble.eval(), certificate, after)
 
 
 def _first_slices(state: ShardState, goes: Tensor) -> dict[int, int]:
@@ -74,25 +70,3 @@ def _first_slices(state: ShardState, goes: Tensor) -> dict[int, int]:
 def _replace(ensemble: ShardedEnsemble, shard: int, member: nn.Module, active: bool) -> None:
     ensemble.members[shard] = member
     ensemble.active[shard] = active
-
-
-def _certify(left: Tensor, goes: Tensor, touched: int, sharded: Sharded) -> Certificate:
-    numbers = {
-        "deleted rows": (int(goes.sum()), "each was checked to be among the rows that were trained on"),
-        "rows left": (len(left), "rows that the ensemble is trained on now"),
-        "retrained shards": (touched, f"of {sharded.shards}; the others never saw a deleted row"),
-    }
-    return Certificate.exact(
-        "training the ensemble afresh, by the same recipe and with the same seed, on the rows that are left",
-        constants=[
-            Constant(name=name, value=value, origin=Origin.ENFORCED, meaning=meaning)
-            for name, (value, meaning) in numbers.items()
-        ],
-        not_covered=(
-            "whoever saw the ensemble before and after: the members that differ tell which shards lost a row",
-            TUNING,
-            NOT_ADAPTIVE,
-            ELSEWHERE,
-            DIGESTS,
-        ),
-    )

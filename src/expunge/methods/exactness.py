@@ -19,6 +19,7 @@ RELEASED_PAIR = (
 )
 ELSEWHERE = "what else was computed from the deleted rows: preprocessing (means, scales, vocabularies), backups, copies"
 DIGESTS = "the state's list of keyed digests of deleted rows, by which a second deletion of the same row is noticed"
+TUNING = "choices made with the deleted rows at hand: epochs, learning rate, architecture, what was tried before"
 NOT_ADAPTIVE = "requests that were chosen after seeing the model"
 
 
@@ -45,23 +46,39 @@ def forget_rows(problem: Problem, run: Run, kind: type[Statistics]) -> Forgotten
 
 
 def certify_fit(left: SufficientStatistics, deleted: int) -> Certificate:
-    """The certificate of a model that was fitted to the sums which are left."""
+    """The certificate of a model that was fitted to the sums which are left after so many rows were taken out."""
     settings = ", ".join(f"{name} {value}" for name, value in left.options().items())
     return Certificate.exact(
         f"the same fit ({left.kind}: {settings}) to the rows that are left; it has no randomness, so it needs no noise",
-        constants=(
-            Constant(
-                name="deleted rows",
-                value=deleted,
-                origin=Origin.ENFORCED,
-                meaning="taken out of the sums now; each was checked to be among the rows that were trained on",
-            ),
-            Constant(
-                name="rows left",
-                value=len(left.rows),
-                origin=Origin.ENFORCED,
-                meaning="rows that the sums are over now",
-            ),
-        ),
+        constants=_counted(deleted, len(left.rows)),
         not_covered=(RELEASED_PAIR, ELSEWHERE, DIGESTS),
+    )
+
+
+def certify_shards(deleted: int, left: int, retrained: int, shards: int) -> Certificate:
+    """The certificate of an ensemble of which some shards were trained afresh."""
+    touched = Constant(
+        name="retrained shards",
+        value=retrained,
+        origin=Origin.ENFORCED,
+        meaning=f"of {shards}; the others never saw a deleted row",
+    )
+    return Certificate.exact(
+        "training the ensemble afresh, by the same recipe and with the same seed, on the rows that are left",
+        constants=(*_counted(deleted, left), touched),
+        not_covered=(
+            "whoever saw the ensemble before and after: the members that differ tell which shards lost a row",
+            TUNING,
+            NOT_ADAPTIVE,
+            ELSEWHERE,
+            DIGESTS,
+        ),
+    )
+
+
+def _counted(deleted: int, left: int) -> tuple[Constant, Constant]:
+    checked = "each was checked to be among the rows that were trained on"
+    return (
+        Constant(name="deleted rows", value=deleted, origin=Origin.ENFORCED, meaning=checked),
+        Constant(name="rows left", value=left, origin=Origin.ENFORCED, meaning="rows that the model rests on now"),
     )
