@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression as PlainLogisticRegression
 from sklearn.naive_bayes import GaussianNB as PlainGaussianNB
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from expunge.estimators import GaussianNB, Ridge, RidgeClassifier, ShardedClassifier
+from expunge.estimators import GaussianNB, LogisticRegression, Ridge, RidgeClassifier, ShardedClassifier
 
 ESTIMATORS = [
     Ridge(),
@@ -16,7 +16,8 @@ ESTIMATORS = [
     RidgeClassifier(),
     RidgeClassifier(keep_rows=False),
     GaussianNB(),
-    ShardedClassifier(LogisticRegression(), n_shards=2),
+    LogisticRegression(),
+    ShardedClassifier(PlainLogisticRegression(), n_shards=2),
     ShardedClassifier(PlainGaussianNB(), n_shards=3, aggregation="vote"),
 ]
 

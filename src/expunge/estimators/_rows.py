@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from expunge.data import positions
-from expunge.errors import AlreadyForgottenError, MissingNeedError, SettingError
+from expunge.errors import AlreadyForgottenError, LabelError, MissingNeedError, SettingError
 from expunge.states import RowLedger
 
 Indices = Sequence[int] | NDArray[Any]
@@ -94,3 +94,14 @@ def numbers(values: Any) -> Tensor:
     """A float64 copy of an array: (rows, columns)."""
     copied = torch.from_numpy(np.array(values, dtype=np.float64, order="C"))
     return copied.reshape(len(copied), -1)
+
+
+def codes(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.int64]:
+    """The place of each label among sorted classes; raise a LabelError for one that is none of them."""
+    known = np.isin(labels, classes)
+    if not known.all():
+        raise LabelError(
+            f"{int((~known).sum())} of the {len(labels)} labels are none of the {len(classes)} classes that the "
+            "estimator was fitted to; correct the labels"
+        )
+    return np.searchsorted(classes, labels).astype(np.int64)

@@ -10,8 +10,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 
-from expunge.errors import ForgetSetError, LabelError, SingleClassError
-from expunge.estimators._rows import Indices, RowStore, numbers, require_one_request, store_or_refuse
+from expunge.errors import ForgetSetError, SingleClassError
+from expunge.estimators._rows import Indices, RowStore, codes, numbers, require_one_request, store_or_refuse
 from expunge.methods.exactness import certify_fit
 from expunge.privacy import Certificate
 from expunge.states import SufficientStatistics
@@ -99,13 +99,7 @@ class StatisticsClassifier(StatisticsEstimator):
         return numbers(rows), self._columns(column_or_1d(labels, warn=True))
 
     def _columns(self, y: NDArray[Any]) -> Tensor:
-        known = np.isin(y, self._fitted_classes)
-        if not known.all():
-            raise LabelError(
-                f"{int((~known).sum())} of the {len(y)} labels are none of the {len(self._fitted_classes)} classes "
-                "that the estimator was fitted to; correct the labels"
-            )
-        return numbers(y[:, None] == self._fitted_classes)
+        return numbers(np.eye(len(self._fitted_classes))[codes(y, self._fitted_classes)])
 
     def _held(self, counts: Tensor, least: int) -> NDArray[np.bool_]:
         """Which classes have rows left; at least so many must."""

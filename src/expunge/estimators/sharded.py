@@ -12,8 +12,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
-from expunge.errors import ForgetSetError, LabelError, SettingError
-from expunge.estimators._rows import Indices, RowStore, numbers, require_one_request
+from expunge.errors import ForgetSetError, SettingError
+from expunge.estimators._rows import Indices, RowStore, codes, numbers, require_one_request
 from expunge.methods.exactness import certify_shards
 from expunge.privacy import Certificate
 from expunge.states import RowLedger
@@ -66,9 +66,9 @@ class ShardedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         rows, given = validate_data(self, X, y, ensure_min_samples=2)
         labels = column_or_1d(given, warn=True)
         check_classification_targets(labels)
-        self._labels, codes = np.unique(labels, return_inverse=True)
+        self._labels = np.unique(labels)
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self._rows = RowStore.of(numbers(rows), numbers(codes))
+        self._rows = RowStore.of(numbers(rows), numbers(codes(labels, self._labels)))
         self._ledger = RowLedger.of(self._rows.inputs, self._rows.targets)
         self.shards_ = _places(len(labels), self.n_shards, self._seed)
         self.estimators_ = [self._fitted(shard, self._rows) for shard in range(self.n_shards)]
@@ -99,7 +99,7 @@ class ShardedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             ledger = self._ledger.remove(self._rows.inputs[places], self._rows.targets[places])
         else:
             rows, labels = validate_data(self, X, y, reset=False)
-            asked = numbers(rows), numbers(self._codes(column_or_1d(labels, warn=True)))
+            asked = numbers(rows), numbers(codes(column_or_1d(labels, warn=True), self._labels))
             ledger = self._ledger.remove(*asked)
             places = self._rows.places_of(self._ledger.digests(*asked), self._ledger)
         if len(ledger) == 0:
@@ -158,15 +158,6 @@ class ShardedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         else:
             answer[np.arange(len(rows)), np.searchsorted(self.classes_, member.predict(rows))] = 1
         return answer
-
-    def _codes(self, y: NDArray[Any]) -> NDArray[np.int64]:
-        known = np.isin(y, self._labels)
-        if not known.all():
-            raise LabelError(
-                f"{int((~known).sum())} of the {len(y)} labels are none of the {len(self._labels)} classes that the "
-                "estimator was fitted to; correct the labels"
-            )
-        return cast("NDArray[np.int64]", np.searchsorted(self._labels, y))
 
 
 def _places(rows: int, shards: int, seed: int) -> NDArray[np.int64]:
