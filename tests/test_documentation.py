@@ -34,3 +34,11 @@ def test_the_method_of_the_guide_to_extending(mlp_problem: Problem):
 
     assert result.record.settings == {"learning_rate": 1e-3, "steps": 3}
     assert [phase.steps for phase in result.record.phases] == [3]
+
+
+def test_the_ten_lines_of_the_guarantees():
+    names: dict[str, Any] = {}
+    exec(blocks("docs/guarantees.md")[0], names)
+
+    assert names["result"].record.guarantee.value == "certified"
+    assert len(names["next_state"].rows) == 399

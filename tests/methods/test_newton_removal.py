@@ -318,6 +318,24 @@ def test_a_larger_distance_of_the_surrogate_needs_more_noise_until_the_bound_is_
     assert mismatch[-1] == pytest.approx(0.5), "every curvature lies between 0 and β"
 
 
+def test_the_mismatch_and_its_chance_of_failing_are_paid_for() -> None:
+    """Where the bound by sampling is the one used: a training set so large that it is not trivial."""
+    large = TensorDataset(*(tensor.repeat(400, *[1] * (tensor.ndim - 1)) for tensor in SURROGATE.tensors))
+    given = heads.problem(heads.fitted(DATA, l2=1.0), DATA, range(1), state=False, surrogate=large)
+    guessed = {"training_examples": 10**9, "training_residual": 1e-12, "surrogate_distance": 0.0}
+    result = forget(given, NewtonRemoval("surrogate", l2=1.0, **guessed))
+    found, named = certificate(result), constants(result)
+    assert 0 < named["mismatch"] < 0.2
+    assert named["δ'"] == found.delta / 2
+    paid = 1e-12 + named["solver residual"] + named["mismatch"] * named["step"] + named["remainder"]
+    assert found.residual == pytest.approx(paid, rel=1e-6)
+    assert found.sensitivity == pytest.approx(paid + 1e-12, rel=1e-6)
+    assert found.sensitivity < named["shortcut"]
+    assert found.sigma == pytest.approx(found.sensitivity * gaussian_sigma(1.0, found.delta / 2), rel=1e-9)
+    trivial = constants(forget(given, NewtonRemoval("surrogate", l2=1.0, **(guessed | {"surrogate_distance": 1.0}))))
+    assert trivial["δ'"] == 0, "a bound that always holds costs nothing"
+
+
 def test_several_steps_from_retained_data_are_retraining() -> None:
     given = problem(range(30))
     found = [certificate(forget(given, dataclasses.replace(RETAIN, steps=steps))).sensitivity for steps in (1, 2, 4)]
