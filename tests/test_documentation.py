@@ -42,3 +42,15 @@ def test_the_ten_lines_of_the_guarantees():
 
     assert names["result"].record.guarantee.value == "certified"
     assert len(names["next_state"].rows) == 399
+
+
+def test_the_page_on_estimators(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    for code in blocks("docs/estimators.md"):
+        exec(code, names)
+
+    said = capsys.readouterr().out
+    assert said.startswith("exact the same fit (ridge: penalty 1.0, intercept True, classes True) to the rows that are")
+    assert "were deleted before" in said
+    assert "certified: (1, 3.1e-06), sigma" in said
+    assert "'shard-00" in said

@@ -89,6 +89,24 @@ def test_many_deletions_in_any_order_equal_a_refit(kind: str, mean: float, scale
         assert worst(left, held) > 1e-3, "the deletions matter"
 
 
+@pytest.mark.parametrize("mean", [0.0, 1e4, 1e6, 1e8])
+def test_deletions_agree_with_a_fit_about_the_mean(mean: float) -> None:
+    x, t = rows(mean=mean)
+    left = RidgeStatistics.of(x, t, penalty=0.5)
+    for row in range(100):
+        left = left.without(x[row : row + 1], t[row : row + 1])
+    off, wanted = x[100:] - x[100:].mean(0), t[100:] - t[100:].mean(0)
+    reference = torch.linalg.solve(off.T @ off + 0.5 * torch.eye(FEATURES), off.T @ wanted).T
+    assert float((left.solve()["weight"] - reference).abs().max() / reference.abs().max()) <= 1e-12
+    constant = torch.cat([x, torch.ones(ROWS, 1)], 1)
+    plain = constant.T @ constant
+    for row in constant[:100]:
+        plain = plain - row[:, None] * row
+    scatter = plain[:-1, :-1] - plain[:-1, -1:] * plain[-1:, :-1] / plain[-1, -1]
+    lost = float((scatter - off.T @ off).abs().max() / (off.T @ off).abs().max())
+    assert (lost > 1e-10) == (mean > 0), "sums in float64 would not do"
+
+
 @by_kind
 def test_the_sums_themselves_are_those_of_the_rest(kind: str) -> None:
     x, t = rows(mean=1e6)
