@@ -24,19 +24,21 @@ class RowStore:
     Args:
         inputs: (rows, features) float64.
         targets: (rows, columns) float64.
+        digests: (rows,) int64, as the estimator's ledger gives them.
         positions: (rows,) int64, rising.
         fitted: Number of rows given to `fit`.
     """
 
     inputs: Tensor
     targets: Tensor
+    digests: Tensor
     positions: Tensor
     fitted: int
 
     @classmethod
-    def of(cls, inputs: Tensor, targets: Tensor) -> "RowStore":
+    def of(cls, inputs: Tensor, targets: Tensor, ledger: RowLedger) -> "RowStore":
         """All rows of a fit."""
-        return cls(inputs, targets, torch.arange(len(inputs)), len(inputs))
+        return cls(inputs, targets, ledger.digests(inputs, targets), torch.arange(len(inputs)), len(inputs))
 
     def places(self, indices: Indices) -> Tensor:
         """Where in this store the rows with these positions lie.
@@ -55,11 +57,12 @@ class RowStore:
             )
         return torch.searchsorted(self.positions, wanted)
 
-    def places_of(self, digests: Tensor, ledger: RowLedger) -> Tensor:
+    def places_of(self, digests: Tensor) -> Tensor:
         """Where the rows with these digests lie, the first of equal rows first; they are known to be there."""
         wanted = Counter(digests.tolist())
         found: list[int] = []
-        for place, digest in enumerate(ledger.digests(self.inputs, self.targets).tolist()):
+        for place in torch.isin(self.digests, digests).nonzero()[:, 0].tolist():
+            digest = int(self.digests[place])
             if wanted[digest] > 0:
                 wanted[digest] -= 1
                 found.append(place)
@@ -69,7 +72,9 @@ class RowStore:
         """The rows but those at these places."""
         stays = torch.ones(len(self.positions), dtype=torch.bool)
         stays[places] = False
-        return RowStore(self.inputs[stays], self.targets[stays], self.positions[stays], self.fitted)
+        return RowStore(
+            self.inputs[stays], self.targets[stays], self.digests[stays], self.positions[stays], self.fitted
+        )
 
 
 def require_one_request(X: Any, y: Any, indices: Indices | None) -> None:

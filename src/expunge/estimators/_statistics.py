@@ -59,7 +59,7 @@ class StatisticsEstimator(BaseEstimator):
         fitted = self._attributes(left)
         if self._rows is not None:
             ledger = self._statistics.rows
-            gone = self._rows.places_of(ledger.digests(inputs, targets), ledger) if places is None else places
+            gone = self._rows.places_of(ledger.digests(inputs, targets)) if places is None else places
             fitted["_rows"] = self._rows.without(gone)
         fitted |= {"_statistics": left, "certificate_": certify_fit(left, len(inputs))}
         self.__dict__.update(fitted)
@@ -70,7 +70,7 @@ class StatisticsEstimator(BaseEstimator):
         fitted = self._attributes(statistics)
         self.__dict__.update(fitted)
         self._statistics = statistics
-        self._rows = RowStore.of(inputs, targets) if self.keep_rows else None
+        self._rows = RowStore.of(inputs, targets, statistics.rows) if self.keep_rows else None
         self.__dict__.pop("certificate_", None)
         return self
 

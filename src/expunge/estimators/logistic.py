@@ -109,7 +109,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
             model.eval(), task, data, l2=self.l2, feature_norm=self.feature_norm, tolerance=_RECORDED
         )
         self.classes_, self.residual_ = classes, state.residual
-        self._store = RowStore.of(inputs, targets) if self.keep_rows else None
+        self._store = RowStore.of(inputs, targets, state.rows) if self.keep_rows else None
         self._take(model, state)
         self.__dict__.pop("certificate_", None)
         return self
@@ -148,7 +148,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         )
         result = unlearn(problem, self._removal(), execution=Execution(progress=False))
         if self._store is not None:
-            gone = self._store.places_of(ledger.digests(inputs, targets), ledger) if places is None else places
+            gone = self._store.places_of(ledger.digests(inputs, targets)) if places is None else places
             self._store = self._store.without(gone)
         self._take(result.model.cpu(), cast(CurvatureState, result.state))
         self.certificate_ = cast(Certificate, result.record.certificate)

@@ -68,8 +68,9 @@ class ShardedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         check_classification_targets(labels)
         self._labels = np.unique(labels)
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self._rows = RowStore.of(numbers(rows), numbers(codes(labels, self._labels)))
-        self._ledger = RowLedger.of(self._rows.inputs, self._rows.targets)
+        inputs, targets = numbers(rows), numbers(codes(labels, self._labels))
+        self._ledger = RowLedger.of(inputs, targets)
+        self._rows = RowStore.of(inputs, targets, self._ledger)
         self.shards_ = _places(len(labels), self.n_shards, self._seed)
         self.estimators_ = [self._fitted(shard, self._rows) for shard in range(self.n_shards)]
         self.classes_ = self._labels
@@ -101,7 +102,7 @@ class ShardedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             rows, labels = validate_data(self, X, y, reset=False)
             asked = numbers(rows), numbers(codes(column_or_1d(labels, warn=True), self._labels))
             ledger = self._ledger.remove(*asked)
-            places = self._rows.places_of(self._ledger.digests(*asked), self._ledger)
+            places = self._rows.places_of(self._ledger.digests(*asked))
         if len(ledger) == 0:
             raise ForgetSetError("the forget set is everything that the estimator holds; discard it instead")
         left = self._rows.without(places)
