@@ -33,6 +33,13 @@ def test_products_of_matrices_have_twice_the_digits() -> None:
                 )
 
 
+def test_a_matrix_with_itself_is_symmetric_and_the_same() -> None:
+    values = wide(50, 4, 7)
+    one, other = gram(values, values), gram(values, values.clone())
+    assert torch.equal(one.value, one.value.T)
+    assert torch.allclose(one.value, other.value, rtol=1e-15, atol=0)
+
+
 def test_more_rows_than_one_piece_holds() -> None:
     left = wide(9000, 1, 1)
     exact = rational(left[:, 0], left[:, 0])

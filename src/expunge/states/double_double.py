@@ -87,10 +87,16 @@ def gram(left: Tensor, right: Tensor) -> DoubleDouble:
     """
     total = DoubleDouble.of(torch.zeros(left.shape[1], right.shape[1]))
     for rows in torch.arange(len(left)).split(_ROWS):
-        pieces = list(_pieces(right[rows]))
-        for piece in _pieces(left[rows]):
-            for other in pieces:
-                total = total + DoubleDouble.of(piece.T @ other)
+        first = list(_pieces(left[rows]))
+        second = first if right is left else list(_pieces(right[rows]))
+        for number, piece in enumerate(first):
+            for other_number, other in enumerate(second):
+                if right is left and other_number < number:  # the transpose of a product that was added already
+                    continue
+                product = piece.T @ other
+                total = total + DoubleDouble.of(product)
+                if right is left and other_number > number:
+                    total = total + DoubleDouble.of(product.T)
     return total
 
 
