@@ -25,6 +25,7 @@ from expunge.methods import (
     Method,
     NegGradPlus,
     NewtonRemoval,
+    NoisyFineTune,
     RandomLabel,
     Retrain,
 )
@@ -251,7 +252,7 @@ def test_entry_points_and_exports_and_this_table_agree() -> None:
     }
     assert set(entered.values()) == exported
     # Those that work from a deletion state or need an optimum have models of their own, and tables in tests/methods.
-    elsewhere = {kind for kind in exported if Need.STATE in kind.needs} | {NewtonRemoval}
+    elsewhere = {kind for kind in exported if Need.STATE in kind.needs} | {NewtonRemoval, NoisyFineTune}
     assert {type(method) for method in METHODS.values()} == exported - elsewhere
     for name, kind in entered.items():
         assert name.replace("-", "") == kind.__name__.lower()

@@ -8,6 +8,7 @@ from expunge.methods.fine_tune import FineTune, Stage
 from expunge.methods.gradient_ascent import GradientAscent
 from expunge.methods.neg_grad_plus import NegGradPlus
 from expunge.methods.newton_removal import NewtonRemoval
+from expunge.methods.noisy_fine_tune import NoisyFineTune
 from expunge.methods.random_label import RandomLabel
 from expunge.methods.retrain import Retrain
 from expunge.methods.sisa import SISA
@@ -28,6 +29,7 @@ __all__ = [
     "NegGradPlus",
     "NewtonRemoval",
     "Noise",
+    "NoisyFineTune",
     "RandomLabel",
     "Retrain",
     "Stage",

@@ -3,6 +3,7 @@
 from expunge.privacy.budget import DeletionBudget
 from expunge.privacy.certificate import Certificate, tier_of
 from expunge.privacy.constants import Constant, Origin
+from expunge.privacy.iteration import iteration_shift, renyi_delta, renyi_ratio
 from expunge.privacy.mechanisms import gaussian_delta, gaussian_epsilon, gaussian_sigma, require_request
 from expunge.privacy.sensitivity import (
     CurvatureMismatch,
@@ -33,8 +34,11 @@ __all__ = [
     "gaussian_epsilon",
     "gaussian_sigma",
     "guo_sensitivity",
+    "iteration_shift",
     "largest_weights",
     "newton_remainder",
+    "renyi_delta",
+    "renyi_ratio",
     "require_request",
     "sekhari_sensitivity",
     "tier_of",
