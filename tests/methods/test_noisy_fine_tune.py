@@ -71,7 +71,7 @@ def test_every_step_moves_as_the_accountant_believes(monkeypatch: pytest.MonkeyP
 
 
 def test_repair_brings_back_what_noise_took() -> None:
-    method = dataclasses.replace(METHOD, repair_epochs=40)
+    method = dataclasses.replace(METHOD, repair_epochs=40, noise="seeded")
     accuracy = [tiny.accuracy(forget(method, seed=seed).model, DATA) for seed in range(5)]
     assert min(accuracy) > 0.8
 
@@ -113,6 +113,7 @@ def test_a_loss_scale_with_a_memory_is_refused() -> None:
     ("settings", "words"),
     [
         ({"epsilon": 0.0}, "epsilon must be above 0"),
+        ({"epsilon": 100.0}, "above epsilon_limit"),
         ({"delta": 1.0}, "delta must be below 1"),
         ({"model_norm": 0.0}, "model_norm must be above 0"),
         ({"gradient_norm": -1.0}, "gradient_norm must be above 0"),

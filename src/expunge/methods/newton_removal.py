@@ -14,7 +14,7 @@ from torch import Tensor
 from expunge.errors import SettingError
 from expunge.methods._newton import Objective, Removal, by_retain, by_state, by_surrogate
 from expunge.methods.base import Forgotten, Maturity, Method, Need, Tier, require_need
-from expunge.privacy import Certificate, DeletionBudget, gaussian_sigma, require_request, tier_of
+from expunge.privacy import Certificate, DeletionBudget, gaussian_sigma, require_meaning, require_request, tier_of
 from expunge.problem import Problem
 from expunge.settings import require_at_least, require_below, require_one_of, require_positive, require_whole
 from expunge.states import HeadLoss, HeadSettings
@@ -58,6 +58,7 @@ class NewtonRemoval(Method):
             most; needed with `surrogate`.
         noise: `secret` draws it from the operating system. `seeded` draws it from the run's seed and makes the
             certificate conditional: the record names the seed, and whoever knows it can take the noise away again.
+        epsilon_limit: Largest epsilon that is accepted. Default 10 (ours).
 
     Raises:
         SettingError: A value is out of range, or one that the source needs is missing.
@@ -84,11 +85,14 @@ class NewtonRemoval(Method):
     training_residual: float | None = None
     surrogate_distance: float | None = None
     noise: Literal["secret", "seeded"] = "secret"
+    epsilon_limit: float = 10.0
 
     def __post_init__(self) -> None:
         """Check the ranges, and that what the source needs is given."""
         require_one_of(self, "curvature", ("state", "retain", "surrogate"))
         require_one_of(self, "noise", ("secret", "seeded"))
+        require_positive(self, "epsilon_limit")
+        require_meaning(self.epsilon, self.epsilon_limit)
         require_one_of(self, "loss", (None, *HeadLoss))
         require_positive(self, "epsilon", "delta", "sigma", "l2", "feature_norm", "tolerance", "solver_tolerance")
         require_below(self, 1, "delta", "solver_tolerance")

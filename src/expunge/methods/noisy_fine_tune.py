@@ -19,6 +19,7 @@ from expunge.privacy import (
     Origin,
     iteration_shift,
     renyi_ratio,
+    require_meaning,
     require_request,
     tier_of,
 )
@@ -53,6 +54,7 @@ class NoisyFineTune(Method):
         repair_learning_rate: Of Adam. Default 1e-3 (ours).
         noise: `secret` draws it from the operating system. `seeded` draws it from the run's seed and makes the
             certificate conditional: the record names the seed, and whoever knows it can take the noise away again.
+        epsilon_limit: Largest epsilon that is accepted. Default 10 (ours).
     """
 
     needs: ClassVar = frozenset({Need.FORGET, Need.RETAIN})
@@ -71,6 +73,7 @@ class NoisyFineTune(Method):
     repair_epochs: float = 5
     repair_learning_rate: float = 1e-3
     noise: Literal["secret", "seeded"] = "secret"
+    epsilon_limit: float = 10.0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -80,6 +83,8 @@ class NoisyFineTune(Method):
         require_at_least(self, 0, "weight_decay")
         require_whole(self, "steps", "batch_size")
         require_one_of(self, "noise", ("secret", "seeded"))
+        require_positive(self, "epsilon_limit")
+        require_meaning(self.epsilon, self.epsilon_limit)
         self._shift()
 
     def apply(self, problem: Problem, run: Run) -> Forgotten:

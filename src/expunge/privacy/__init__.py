@@ -4,7 +4,13 @@ from expunge.privacy.budget import DeletionBudget
 from expunge.privacy.certificate import Certificate, tier_of
 from expunge.privacy.constants import Constant, Origin
 from expunge.privacy.iteration import iteration_shift, renyi_delta, renyi_ratio
-from expunge.privacy.mechanisms import gaussian_delta, gaussian_epsilon, gaussian_sigma, require_request
+from expunge.privacy.mechanisms import (
+    gaussian_delta,
+    gaussian_epsilon,
+    gaussian_sigma,
+    require_meaning,
+    require_request,
+)
 from expunge.privacy.sensitivity import (
     CurvatureMismatch,
     DistanceBound,
@@ -39,6 +45,7 @@ __all__ = [
     "newton_remainder",
     "renyi_delta",
     "renyi_ratio",
+    "require_meaning",
     "require_request",
     "sekhari_sensitivity",
     "tier_of",

@@ -110,6 +110,20 @@ def require_request(epsilon: float, delta: float, examples: int | None = None) -
         )
 
 
+def require_meaning(epsilon: float, limit: float) -> None:
+    """Refuse a privacy loss so large that a certificate of it says next to nothing.
+
+    Raises:
+        SettingError: epsilon is above `limit`.
+    """
+    if epsilon > limit:
+        raise SettingError(
+            f"epsilon is {epsilon:g}, above epsilon_limit ({limit:g}): a model may be e^{epsilon:g} times as likely to "
+            "come from one training set as from the other, which guarantees next to nothing; use a smaller epsilon, or "
+            "raise the limit if that is what you want to certify"
+        )
+
+
 def _log_delta(epsilon: float, ratio: float) -> float:
     """Logarithm of delta, without cancellation: for y < x ≤ 0, e^ε φ(y) = φ(x), which leaves a difference of erfcx."""
     half = 0.5 / ratio
