@@ -38,6 +38,7 @@ from expunge.privacy import Certificate, Constant, DeletionBudget, Origin, Tier
 from expunge.problem import DeletionState, Problem, Recipe, Split, split
 from expunge.states import (
     ClosedForm,
+    HeadOptimum,
     Sharded,
     load_state,
     record,
@@ -69,6 +70,7 @@ __all__ = [
     "FleetSettings",
     "Forgotten",
     "GradientAscent",
+    "HeadOptimum",
     "Level",
     "Margins",
     "Maturity",

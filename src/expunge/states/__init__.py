@@ -5,6 +5,7 @@ from expunge.states.closed_form import ClosedForm
 from expunge.states.curvature import CurvatureState, HeadSettings
 from expunge.states.head import HeadLoss, HeadRows, fit_head, head_rows
 from expunge.states.normal_classes import DiscriminantStatistics, NaiveBayesStatistics
+from expunge.states.optimum import HeadOptimum
 from expunge.states.recording import KINDS, STATE_FILE, load_state, record, save_state, state_bytes
 from expunge.states.ridge import RidgeStatistics
 from expunge.states.rows import RowLedger
@@ -18,6 +19,7 @@ __all__ = [
     "CurvatureState",
     "DiscriminantStatistics",
     "HeadLoss",
+    "HeadOptimum",
     "HeadRows",
     "HeadSettings",
     "NaiveBayesStatistics",
