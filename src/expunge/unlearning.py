@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import Enum
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -247,7 +248,7 @@ def unlearn(
         certificate=certificate,
         classes=list(problem.classes),
         data=data,
-        state=_describe_state(problem.state, forgotten.state, key),
+        state=_describe_state(problem.state, forgotten.state, key, state_digest),
         original_digest=original_digest,
         result_digest=digest_model(model),
         phases=run.phases,
@@ -255,8 +256,7 @@ def unlearn(
         examples=sum(phase.examples for phase in run.phases),
         peak_memory_bytes=max((phase.peak_memory_bytes for phase in run.phases), default=0),
         execution=machine,
-        versions={name: version(name) for name in ("expunge", "torch", "accelerate", "transformers")}
-        | {"python": platform.python_version()},
+        versions=dict(_versions()),
         finished=datetime.now(UTC),
     )
     return Unlearned(model, record, problem, key, forgotten.state)
@@ -289,21 +289,25 @@ def _digest(state: DeletionState | None) -> str | None:
     return None if state is None else state.digest()
 
 
-def _keyed(state: DeletionState | None, key: bytes) -> str | None:
+def _keyed(digest: str | None, key: bytes) -> str | None:
     """A digest that cannot be linked between records, nor compared with that of a state which somebody else holds."""
-    return None if state is None else hashlib.sha256(key + state.digest().encode()).hexdigest()
+    return None if digest is None else hashlib.sha256(key + digest.encode()).hexdigest()
 
 
-def _describe_state(before: DeletionState | None, after: DeletionState | None, key: bytes) -> StateRecord | None:
+def _describe_state(
+    before: DeletionState | None, after: DeletionState | None, key: bytes, digest_before: str | None
+) -> StateRecord | None:
     kinds = [state.kind for state in (after, before) if state is not None]
-    return StateRecord(kind=kinds[0], before=_keyed(before, key), after=_keyed(after, key)) if kinds else None
+    if not kinds:
+        return None
+    return StateRecord(kind=kinds[0], before=_keyed(digest_before, key), after=_keyed(_digest(after), key))
 
 
 def _recorded_state(record: Record, key: bytes, folder: Path) -> DeletionState | None:
     if record.state is None or record.state.after is None:
         return None
     state = load_state(folder)
-    if _keyed(state, key) != record.state.after:
+    if _keyed(state.digest(), key) != record.state.after:
         raise SavedModelError(
             f"{folder / STATE_FILE} does not match {RECORD_FILE}: the state belongs to another run, or it was used "
             "since; restore both files from the same run"
@@ -386,6 +390,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return value.value if isinstance(value, Enum) else value
+
+
+@cache
+def _versions() -> dict[str, str]:
+    # kept, because reading the metadata of packages takes longer than a small deletion
+    found = {name: version(name) for name in ("expunge", "torch", "accelerate", "transformers")}
+    return found | {"python": platform.python_version()}
 
 
 def _describe(run: Run) -> dict[str, Any]:
