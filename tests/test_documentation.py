@@ -37,11 +37,15 @@ def test_the_method_of_the_guide_to_extending(mlp_problem: Problem):
 
 
 def test_the_ten_lines_of_the_guarantees():
-    names: dict[str, Any] = {}
-    exec(blocks("docs/guarantees.md")[0], names)
+    names: dict[str, Any] = {"__name__": "guarantees"}
+    deletion, audit = blocks("docs/guarantees.md")
+    exec(deletion, names)
 
     assert names["result"].record.guarantee.value == "certified"
     assert len(names["next_state"].rows) == 399
+
+    exec(audit, names)
+    assert len(names["evidence"].measure("accuracy", "forget").oracles) == 3
 
 
 def test_the_page_on_estimators(capsys: pytest.CaptureFixture[str]) -> None:
