@@ -127,7 +127,7 @@ def report(results: Results, cells: dict[float, dict[str, Any]]) -> None:
         panel.plot([each["spent"] for each in cell["requests"]], label=f"sigma {sigma}")
     panel.set_xlabel("request")
     panel.set_ylabel("budget spent")
-    panel.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(cells), frameon=False)
     figure.savefig(results.figure)
 
 

@@ -187,7 +187,9 @@ def report(results: Results, cells: dict[str, dict[str, Any]], deletions: dict[s
     figure = Figure(figsize=(7, 2), layout="constrained")
     for panel, key, label, scale in zip(figure.subplots(1, 2), ("seconds", "bytes"), ("seconds", "MiB"), (1, 2**20),
                                         strict=True):  # fmt: skip
-        panel.barh(list(ways), [each[key] / scale for each in ways.values()])
+        panel.plot([each[key] / scale for each in ways.values()], list(ways), "o")
+        panel.margins(y=0.3)
+        panel.grid(axis="x", alpha=0.3)
         panel.set_xscale("log")
         panel.set_xlabel(f"{label}, 512 features x 10 classes")
     figure.savefig(results.figure)
