@@ -32,7 +32,7 @@ NAMES = np.array(["barolo", "grignolino", "barbera"])[KINDS]
 CANCER, HEALTH = load_breast_cancer(return_X_y=True)
 CANCER = StandardScaler().fit_transform(CANCER) / 6
 
-NOISELESS: dict[str, Any] = {"epsilon": 1e6, "delta": 1e-6}
+NOISELESS: dict[str, Any] = {"epsilon": 1e6, "delta": 1e-6, "epsilon_limit": 1e6}
 """So little privacy that the noise is far below the step."""
 
 

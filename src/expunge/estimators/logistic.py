@@ -46,6 +46,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         delta: Probability with which the loss may be larger; 1/n² by default.
         sigma: Standard deviation of the noise, fixed beforehand; by default the least that is needed. A request that
             needs more than a fixed one is refused (`BudgetError`): fit anew.
+        epsilon_limit: Largest epsilon that is accepted.
         tolerance: Gradient norm at which fitting stops.
         keep_rows: Keep the rows, so that they can be forgotten by position. Without them the estimator holds sums and
             keyed digests only.
@@ -72,6 +73,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         epsilon: float = 1.0,
         delta: float | None = None,
         sigma: float | None = None,
+        epsilon_limit: float = 10.0,
         tolerance: float = 1e-10,
         keep_rows: bool = True,
     ) -> None:
@@ -80,6 +82,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         self.epsilon = epsilon
         self.delta = delta
         self.sigma = sigma
+        self.epsilon_limit = epsilon_limit
         self.tolerance = tolerance
         self.keep_rows = keep_rows
 
@@ -171,7 +174,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         return self.classes_[best]
 
     def _removal(self) -> NewtonRemoval:
-        return NewtonRemoval(epsilon=self.epsilon, delta=self.delta, sigma=self.sigma)
+        return NewtonRemoval(epsilon=self.epsilon, delta=self.delta, sigma=self.sigma, epsilon_limit=self.epsilon_limit)
 
     def _take(self, model: nn.Module, state: CurvatureState) -> None:
         weights = cast(Floats, head_weights(cast(nn.Linear, cast(nn.Sequential, model)[1])).numpy())
