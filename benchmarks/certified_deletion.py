@@ -232,16 +232,13 @@ def report(results: Results, tables: dict[str, dict[str, Any]], trials: dict[str
             runs = [run for run in cell["runs"] if run["people"] == count]
             for way in dict.fromkeys(run["way"] for run in runs):
                 print(f"| {name} | {count} | {row(way, [run for run in runs if run['way'] == way])} |")
-    print(
-        "\n| data | deletions (distinct) | above the bound | largest share of the bound | median |\n"
-        + "| --- " * 5
-        + "|"
-    )
+    print("\n| data | deletions (distinct) | above the bound | largest share of the bound | median |")
+    print("| --- " * 5 + "|")
     for name, cell in trials.items():
         shares = sorted(each["distance"] / each["bound"] for each in cell["trials"])
         print(
-            f"| {name} | {cell['deletions']} ({cell['distinct']}) | {cell['above the bound']} | {cell['largest share']:.3f} |"
-            f" {shares[len(shares) // 2]:.4f} |"
+            f"| {name} | {cell['deletions']} ({cell['distinct']}) | {cell['above the bound']} |"
+            f" {cell['largest share']:.3f} | {shares[len(shares) // 2]:.4f} |"
         )
     figure = Figure(figsize=(5, 4), layout="constrained")
     panel = figure.subplots()
