@@ -163,7 +163,7 @@ def demo(
     story: Annotated[
         Demonstration,
         typer.Argument(
-            metavar="[digits|hospital]",
+            metavar="digits|hospital",
             help="`digits`: a network forgets a class. `hospital`: patients leave a model, with a certificate.",
         ),
     ] = Demonstration.DIGITS,
