@@ -34,3 +34,27 @@ def test_the_method_of_the_guide_to_extending(mlp_problem: Problem):
 
     assert result.record.settings == {"learning_rate": 1e-3, "steps": 3}
     assert [phase.steps for phase in result.record.phases] == [3]
+
+
+def test_the_ten_lines_of_the_guarantees():
+    names: dict[str, Any] = {"__name__": "guarantees"}
+    deletion, audit = blocks("docs/guarantees.md")
+    exec(deletion, names)
+
+    assert names["result"].record.guarantee.value == "certified"
+    assert len(names["next_state"].rows) == 399
+
+    exec(audit, names)
+    assert len(names["evidence"].measure("accuracy", "forget").oracles) == 3
+
+
+def test_the_page_on_estimators(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    for code in blocks("docs/estimators.md"):
+        exec(code, names)
+
+    said = capsys.readouterr().out
+    assert said.startswith("exact the same fit (ridge: penalty 1.0, intercept True, classes True) to the rows that are")
+    assert "were deleted before" in said
+    assert "certified: (1, 3.1e-06), sigma" in said
+    assert "'shard-00" in said

@@ -9,6 +9,14 @@ class ForgetSetError(ExpungeError):
     """The request does not name a usable forget set: empty, everything, out of range, or overlapping the retain set."""
 
 
+class UnknownRowError(ForgetSetError):
+    """A row to be forgotten is not among the rows that a deletion state was recorded on."""
+
+
+class AlreadyForgottenError(ForgetSetError):
+    """A row to be forgotten was deleted before."""
+
+
 class MissingNeedError(ExpungeError):
     """A method or an audit needs a part of the problem that was not given."""
 
@@ -33,6 +41,10 @@ class LabelError(DataError):
     """A label lies outside the classes of the task."""
 
 
+class SingleClassError(LabelError, ValueError):
+    """All rows are of one class, so there is nothing to tell apart."""
+
+
 class ShapeError(DataError):
     """Examples disagree in shape with one another or with what the model accepts."""
 
@@ -51,6 +63,22 @@ class ModelChangedError(ModelError):
 
 class DivergedError(ExpungeError):
     """Training produced a loss that is NaN or infinite."""
+
+
+class StateError(ExpungeError):
+    """A deletion state cannot be used: of another model or kind, or it disagrees with the data in shape."""
+
+
+class CurvatureError(ExpungeError):
+    """A curvature that must be positive definite is not, so there is no step and no bound to compute from it."""
+
+
+class ConvergenceError(ExpungeError):
+    """Weights are no optimum of the stated objective, or a linear system was not solved to the accuracy asked for."""
+
+
+class BudgetError(ExpungeError):
+    """A guarantee would need more than is left of what was set aside for it; the model must be retrained."""
 
 
 class CheckpointError(ExpungeError):

@@ -1,9 +1,14 @@
 """The small networks that demonstrations, benchmarks and tests train; the command line builds them by name."""
 
+import math
 from collections.abc import Sequence
+from enum import StrEnum
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
+
+from expunge.errors import SettingError
 
 
 def mlp(features: int, classes: int, hidden: Sequence[int] = (64, 64)) -> nn.Sequential:
@@ -81,6 +86,104 @@ class ResNet18(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits: (batch, classes)."""
         return self.head(self.pool(self.blocks(self.stem(images))))
+
+
+class ClippedFeatures(nn.Module):
+    """Features scaled down to a largest norm, with a constant 1 appended before, for heads with a guarantee.
+
+    Put it before `nn.Linear(features + 1, classes, bias=False)`; the constant takes the place of the bias. It learns
+    nothing.
+
+    Args:
+        norm: Largest norm of what comes out, the constant included.
+        constant: Whether to append the constant.
+    """
+
+    def __init__(self, norm: float = 1.0, *, constant: bool = True) -> None:
+        super().__init__()
+        if not 0 < norm < math.inf:
+            raise SettingError(f"norm must be above 0 and finite, not {norm!r}")
+        self.norm = norm
+        self.constant = constant
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """From (batch, ...) to (batch, features), with the constant one more."""
+        rows = inputs.flatten(1)
+        if self.constant:
+            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+        length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        return rows * (self.norm / length.clamp(min=torch.finfo(rows.dtype).tiny)).clamp(max=1)
+
+
+class GaussianNaiveBayes(nn.Module):
+    """Classes as normal distributions with independent features; fitted by a formula, in float64.
+
+    Args:
+        features: Number of features.
+        classes: Number of classes.
+    """
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.means = nn.Parameter(torch.zeros(classes, features, dtype=torch.double))
+        self.variances = nn.Parameter(torch.ones(classes, features, dtype=torch.double))
+        self.log_priors = nn.Parameter(torch.full((classes,), -math.log(classes), dtype=torch.double))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Joint log-likelihoods, which are logits up to a constant: (batch, classes)."""
+        off = inputs.flatten(1)[:, None] - self.means
+        density = off.square() / self.variances + (2 * math.pi * self.variances).log()
+        return self.log_priors - 0.5 * density.sum(2)
+
+
+class Aggregation(StrEnum):
+    """How the members of an ensemble are made into one answer.
+
+    Attributes:
+        MEAN: The logarithm of the mean of the members' class probabilities.
+        VOTE: The logarithm of the share of members that favour a class, with one vote spread over all classes added so
+            that no share is zero.
+        OUTPUTS: The mean of the members' outputs, as for regression.
+    """
+
+    MEAN = "mean"
+    VOTE = "vote"
+    OUTPUTS = "outputs"
+
+
+class ShardedEnsemble(nn.Module):
+    """Models trained on disjoint shards of the data, asked together.
+
+    Args:
+        members: One model a shard.
+        active: Which members were trained on anything; the others have no say. By default all.
+        aggregation: How the members' outputs, (batch, classes), are made into one.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[nn.Module],
+        active: Sequence[bool] | None = None,
+        aggregation: Aggregation = Aggregation.MEAN,
+    ) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.active: Tensor
+        self.register_buffer("active", torch.tensor([True] * len(members) if active is None else list(active)))
+        self.aggregation = aggregation
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits, or mean outputs: (batch, classes)."""
+        used = [member for member, active in zip(self.members, self.active.tolist(), strict=True) if active]
+        outputs = torch.stack([member(inputs) for member in used])
+        match self.aggregation:
+            case Aggregation.MEAN:
+                return outputs.log_softmax(2).logsumexp(0) - math.log(len(used))
+            case Aggregation.VOTE:
+                votes = nn.functional.one_hot(outputs.argmax(2), outputs.shape[2]).sum(0).to(outputs.dtype)
+                return ((votes + 1 / outputs.shape[2]) / (len(used) + 1)).log()
+            case Aggregation.OUTPUTS:
+                return outputs.mean(0)
 
 
 class _Residual(nn.Module):

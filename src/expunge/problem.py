@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from expunge.data import (
     shared_positions,
     subset,
 )
-from expunge.errors import ForgetSetError, NonFiniteModelError, SettingError
+from expunge.errors import DataError, ForgetSetError, NonFiniteModelError, SettingError
 from expunge.tasks import Task
 
 
@@ -33,6 +33,28 @@ class Recipe(Protocol):
 
     def __call__(self, dataset: MapDataset, seed: int) -> nn.Module:
         """Train a model on `dataset` from a fresh initialisation drawn with `seed`."""
+        ...
+
+
+class DeletionState(Protocol):
+    """What training recorded so that a later deletion is exact, certified or cheap; see `expunge.record`.
+
+    A state is never changed in place: a deletion makes a new one that no longer holds the deleted rows. It is derived
+    from personal data and belongs to the owner alone.
+    """
+
+    kind: ClassVar[str]
+
+    def digest(self) -> str:
+        """SHA-256 over everything the state holds: equal exactly when every bit is equal."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything to be saved that is a tensor, by name."""
+        ...
+
+    def notes(self) -> dict[str, Any]:
+        """Everything else to be saved, as JSON can hold it."""
         ...
 
 
@@ -49,10 +71,13 @@ class Problem:
         classes: The classes that `forget` consists of, where whole classes are to be forgotten. Leave it out where
             only some examples of a class are.
         recipe: How such a model is trained, for retraining and for oracles.
+        surrogate: Data that stand in for a training set that can no longer be read; none of it was trained on.
+        state: What `expunge.record` kept of training, for deletion without the training set.
 
     Raises:
-        ForgetSetError: Nothing is to be forgotten, nothing would remain, forget and retain share examples, or
-            labels that can be read without the inputs contradict `classes`.
+        ForgetSetError: Nothing is to be forgotten, nothing would remain, forget and retain or surrogate share
+            examples, or labels that can be read without the inputs contradict `classes`.
+        DataError: The surrogate is empty.
         NonFiniteModelError: The model holds NaN or infinity.
     """
 
@@ -63,6 +88,8 @@ class Problem:
     holdout: MapDataset | None = None
     classes: tuple[int, ...] = ()
     recipe: Recipe | None = None
+    surrogate: MapDataset | None = None
+    state: DeletionState | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without reading an input."""
@@ -72,11 +99,13 @@ class Problem:
             raise ForgetSetError("the forget set is empty; check the indices, the column value or the class asked for")
         if self.retain is not None and len(self.retain) == 0:
             raise ForgetSetError("the retain set is empty: forgetting everything means discarding the model")
-        if self.forget is not None and self.retain is not None:
-            shared = shared_positions(self.forget, self.retain)
+        if self.surrogate is not None and len(self.surrogate) == 0:
+            raise DataError("the surrogate is empty; pass data of the same kind, or leave it out")
+        for name, dataset in (("retain set", self.retain), ("surrogate", self.surrogate)):
+            shared = shared_positions(self.forget, dataset) if self.forget is not None and dataset is not None else 0
             if shared:
                 raise ForgetSetError(
-                    f"{shared} examples are in both the forget set and the retain set; use `expunge.split` to part them"
+                    f"{shared} examples are in both the forget set and the {name}; use `expunge.split` to part them"
                 )
         require_finite(self.model)
         if self.classes:
@@ -91,9 +120,13 @@ class Problem:
             LabelError: A label is outside the classes of the task.
             ForgetSetError: The labels contradict `classes`.
         """
-        for name, dataset in (("forget", self.forget), ("retain", self.retain), ("holdout", self.holdout)):
-            if dataset is not None:
-                self._compare_classes(name, self.task.labels_of(dataset))
+        for name, dataset in self.datasets().items():
+            self._compare_classes(name, self.task.labels_of(dataset))
+
+    def datasets(self) -> dict[str, MapDataset]:
+        """The datasets that are there, by name."""
+        named = {"forget": self.forget, "retain": self.retain, "holdout": self.holdout, "surrogate": self.surrogate}
+        return {name: dataset for name, dataset in named.items() if dataset is not None}
 
     def _compare_classes(self, name: str, labels: Tensor | None) -> None:
         if labels is None or not self.classes:

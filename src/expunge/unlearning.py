@@ -2,12 +2,14 @@
 
 import copy
 import dataclasses
+import hashlib
 import platform
 import secrets
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import Enum
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +21,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from expunge.data import MapDataset, digest_dataset, subset
-from expunge.errors import DivergedError, ModelChangedError, ModelError, NonFiniteModelError, SavedModelError
-from expunge.methods import Method, Tier
-from expunge.problem import Problem, require_finite
+from expunge.errors import (
+    DivergedError,
+    ModelChangedError,
+    ModelError,
+    NonFiniteModelError,
+    SavedModelError,
+    StateError,
+)
+from expunge.methods import Forgotten, Method
+from expunge.privacy import Certificate, Tier
+from expunge.problem import DeletionState, Problem, require_finite
+from expunge.states import STATE_FILE, load_state, state_bytes
 from expunge.storage import (
     digest_model,
     digest_tensors,
@@ -48,6 +59,16 @@ class DataRecord(BaseModel):
     digest: str
 
 
+class StateRecord(BaseModel):
+    """A deletion state before and after: keyed digests, as those of data are."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: str
+    before: str | None = None
+    after: str | None = None
+
+
 class Record(BaseModel):
     """What was done to a model: enough to repeat it, and nothing about anyone's data.
 
@@ -62,8 +83,10 @@ class Record(BaseModel):
     settings: dict[str, Any]
     seed: int
     guarantee: Tier
+    certificate: Certificate | None = None
     classes: list[int]
     data: dict[str, DataRecord]
+    state: StateRecord | None = None
     original_digest: str
     result_digest: str
     phases: list[PhaseRecord]
@@ -85,6 +108,7 @@ class Unlearned:
         problem: What was asked for.
         key: The secret of the record's data digests.
         method: What forgot; None of a result that was read from a folder without saying so.
+        state: The problem's deletion state without the deleted rows, for the next request; None where there is none.
     """
 
     model: nn.Module
@@ -92,9 +116,10 @@ class Unlearned:
     problem: Problem = dataclasses.field(repr=False)
     key: bytes = dataclasses.field(repr=False)
     method: Method | None = dataclasses.field(default=None, repr=False)
+    state: DeletionState | None = dataclasses.field(default=None, repr=False)
 
     def save(self, folder: str | Path, *, key_path: str | Path | None = None) -> None:
-        """Write the weights, the record and, readable by the owner only, the key.
+        """Write the weights, the record and, readable by the owner only, the key and the state.
 
         Args:
             folder: Where to; it is made where it is missing.
@@ -111,7 +136,11 @@ class Unlearned:
             key: self.key,
             folder / RECORD_FILE: json_bytes(self.record.model_dump(mode="json")),
         }
-        write_files(contents, private={key})
+        private = {key}
+        if self.state is not None:
+            contents[folder / STATE_FILE] = state_bytes(self.state)
+            private.add(folder / STATE_FILE)
+        write_files(contents, private=private)
 
     @classmethod
     def load(
@@ -160,7 +189,7 @@ class Unlearned:
             raise SavedModelError(f"the saved weights do not fit the problem's model: {error}") from error
         key = _read_key(_key_file(folder, key_path))
         _require_recorded_data(problem, record, key, folder)
-        return cls(model, record, problem, key, method)
+        return cls(model, record, problem, key, method, _recorded_state(record, key, folder))
 
 
 def unlearn(
@@ -198,7 +227,7 @@ def unlearn(
         >>> result = expunge.unlearn(problem, expunge.UNSIR(), seed=0)  # doctest: +SKIP
     """
     method.require(problem)
-    original_digest = digest_model(problem.model)
+    original_digest, state_digest = digest_model(problem.model), _digest(problem.state)
     settings = _plain(dataclasses.asdict(method))
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
     run = Run(problem.task, seed, execution)
@@ -208,27 +237,34 @@ def unlearn(
         data = _describe_data(problem, key)
         if folder is not None:
             identity = (type(method).__name__, settings, run.seed, original_digest, data, problem.classes)
+            identity += () if state_digest is None else (state_digest,)
             fingerprint = digest_tensors({repr(identity): torch.empty(0)})
             run.checkpoints = CheckpointFolder(folder, fingerprint, run.conditions)
         seed_globals(run.seed, "method")
         _probe(problem, run)
         _warm_up()
         started = time.monotonic()
-        model = method.apply(problem, run)
+        returned = method.apply(problem, run)
         seconds = time.monotonic() - started
         machine = _describe(run)
+    forgotten = returned if isinstance(returned, Forgotten) else Forgotten(returned)
+    model, certificate = forgotten.model, forgotten.certificate
     _require_converged(model)
     if digest_model(problem.model) != original_digest:
         raise ModelChangedError(
             f"{type(method).__name__} wrote to the original model; a method must work on `run.copy(problem.model)`"
         )
+    if _digest(problem.state) != state_digest:
+        raise StateError(f"{type(method).__name__} wrote to the problem's state; a method must return a new one")
     record = Record(
         method=type(method).__name__,
         settings=settings,
         seed=run.seed,
-        guarantee=method.tier,
+        guarantee=method.tier if certificate is None else certificate.tier,
+        certificate=certificate,
         classes=list(problem.classes),
         data=data,
+        state=_describe_state(problem.state, forgotten.state, key, state_digest),
         original_digest=original_digest,
         result_digest=digest_model(model),
         phases=run.phases,
@@ -236,11 +272,10 @@ def unlearn(
         examples=sum(phase.examples for phase in run.phases),
         peak_memory_bytes=max((phase.peak_memory_bytes for phase in run.phases), default=0),
         execution=machine,
-        versions={name: version(name) for name in ("expunge", "torch", "accelerate", "transformers")}
-        | {"python": platform.python_version()},
+        versions=dict(_versions()),
         finished=datetime.now(UTC),
     )
-    return Unlearned(model, record, problem, key, method)
+    return Unlearned(model, record, problem, key, method, forgotten.state)
 
 
 def read_record(folder: str | Path) -> Record:
@@ -262,9 +297,38 @@ def _describe_data(problem: Problem, key: bytes) -> dict[str, DataRecord]:
     seed_globals(0, "digest")  # a dataset that augments at random must give the same digest each time
     return {
         name: DataRecord(examples=len(dataset), digest=digest_dataset(dataset, key))
-        for name, dataset in (("forget", problem.forget), ("retain", problem.retain), ("holdout", problem.holdout))
-        if dataset is not None
+        for name, dataset in problem.datasets().items()
     }
+
+
+def _digest(state: DeletionState | None) -> str | None:
+    return None if state is None else state.digest()
+
+
+def _keyed(digest: str | None, key: bytes) -> str | None:
+    """A digest that cannot be linked between records, nor compared with that of a state which somebody else holds."""
+    return None if digest is None else hashlib.sha256(key + digest.encode()).hexdigest()
+
+
+def _describe_state(
+    before: DeletionState | None, after: DeletionState | None, key: bytes, digest_before: str | None
+) -> StateRecord | None:
+    kinds = [state.kind for state in (after, before) if state is not None]
+    if not kinds:
+        return None
+    return StateRecord(kind=kinds[0], before=_keyed(digest_before, key), after=_keyed(_digest(after), key))
+
+
+def _recorded_state(record: Record, key: bytes, folder: Path) -> DeletionState | None:
+    if record.state is None or record.state.after is None:
+        return None
+    state = load_state(folder)
+    if _keyed(state.digest(), key) != record.state.after:
+        raise SavedModelError(
+            f"{folder / STATE_FILE} does not match {RECORD_FILE}: the state belongs to another run, or it was used "
+            "since; restore both files from the same run"
+        )
+    return state
 
 
 def _require_recorded_data(problem: Problem, record: Record, key: bytes, folder: Path) -> None:
@@ -291,11 +355,10 @@ def _require_converged(model: nn.Module) -> None:
 def _probe(problem: Problem, run: Run) -> None:
     """Pass one example of each set through the model, so that a mismatch shows before anything is computed."""
     model = run.frozen(problem.model)
-    for dataset in (problem.forget, problem.retain, problem.holdout):
-        if dataset is not None:
-            for losses in over_batches(run, model, _first(dataset), run.task.losses):
-                if not bool(torch.isfinite(losses).all()):
-                    raise ModelError("the model gives a loss that is NaN or infinite on its own data; check the model")
+    for dataset in problem.datasets().values():
+        for losses in over_batches(run, model, _first(dataset), run.task.losses):
+            if not bool(torch.isfinite(losses).all()):
+                raise ModelError("the model gives a loss that is NaN or infinite on its own data; check the model")
 
 
 def _warm_up() -> None:
@@ -350,6 +413,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return value.value if isinstance(value, Enum) else value
+
+
+@cache
+def _versions() -> dict[str, str]:
+    # kept, because reading the metadata of packages takes longer than a small deletion
+    found = {name: version(name) for name in ("expunge", "torch", "accelerate", "transformers")}
+    return found | {"python": platform.python_version()}
 
 
 def _describe(run: Run) -> dict[str, Any]:

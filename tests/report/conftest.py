@@ -26,7 +26,7 @@ from expunge.audit.evidence import (
     Verdict,
 )
 from expunge.audit.margins import compare_margins, example_percentiles
-from expunge.methods import Tier
+from expunge.privacy import Tier
 from expunge.training import PhaseRecord
 from expunge.unlearning import DataRecord, Record
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,8 @@ from expunge.audit.self_test import self_test as run_self_test
 from expunge.cli.cache import cache_facts, print_cache
 from expunge.cli.costs import CostTeller
 from expunge.cli.demo import run_demo
+from expunge.cli.hospital import facts, run_hospital
+from expunge.cli.hospital_summary import print_hospital
 from expunge.cli.job_file import load_job
 from expunge.cli.loading import TRACEBACK, UNTOLD, named
 from expunge.cli.methods import installed_methods
@@ -51,6 +54,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,  # locals may hold data that are to be forgotten
 )
+
+
+class Demonstration(StrEnum):
+    """What `expunge demo` can show."""
+
+    DIGITS = "digits"
+    HOSPITAL = "hospital"
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The output folder of a run.")]
@@ -164,13 +175,31 @@ def report(folder: RunFolder, as_json: Json = False) -> None:
 
 @app.command(cls=_Command)
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("expunge-demo"),
+    story: Annotated[
+        Demonstration,
+        typer.Argument(
+            metavar="digits|hospital",
+            help="`digits`: a network forgets a class. `hospital`: patients leave a model, with a certificate.",
+        ),
+    ] = Demonstration.DIGITS,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the results; expunge-demo or expunge-demo-hospital by default.")
+    ] = None,
     oracles: Annotated[int, typer.Option(min=2, help="How many oracles to compare with; 3 for a verdict.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a small network on handwritten digits, make it forget one, and audit that."""
-    _show(run_demo(output, oracles=oracles, seed=seed, say=_say), as_json=as_json)
+    """Train a small model on bundled data, make it forget, and show how far that worked."""
+    if story is Demonstration.DIGITS:
+        folder = Path("expunge-demo") if output is None else output
+        _show(run_demo(folder, oracles=oracles, seed=seed, say=_say), as_json=as_json)
+        return
+    folder = Path("expunge-demo-hospital") if output is None else output
+    stay = run_hospital(folder, oracles=oracles, seed=seed, say=_say)
+    if as_json:
+        _print_json(facts(stay))
+    else:
+        print_hospital(_console(), stay)
 
 
 @app.command(cls=_Command)

@@ -1,22 +1,35 @@
 """How to forget: one file an algorithm."""
 
-from expunge.methods.base import Maturity, Method, Need, Tier
+from expunge.methods.base import Forgotten, Maturity, Method, Need, Tier
+from expunge.methods.exact_discriminant import ExactDiscriminant
+from expunge.methods.exact_naive_bayes import ExactNaiveBayes
+from expunge.methods.exact_ridge import ExactRidge
 from expunge.methods.fine_tune import FineTune, Stage
 from expunge.methods.gradient_ascent import GradientAscent
 from expunge.methods.neg_grad_plus import NegGradPlus
+from expunge.methods.newton_removal import NewtonRemoval
+from expunge.methods.noisy_fine_tune import NoisyFineTune
 from expunge.methods.random_label import RandomLabel
 from expunge.methods.retrain import Retrain
+from expunge.methods.sisa import SISA
 from expunge.methods.unsir import UNSIR, Noise
 
 __all__ = [
+    "SISA",
     "UNSIR",
+    "ExactDiscriminant",
+    "ExactNaiveBayes",
+    "ExactRidge",
     "FineTune",
+    "Forgotten",
     "GradientAscent",
     "Maturity",
     "Method",
     "Need",
     "NegGradPlus",
+    "NewtonRemoval",
     "Noise",
+    "NoisyFineTune",
     "RandomLabel",
     "Retrain",
     "Stage",

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Self
 from torch import nn
 
 from expunge.errors import MissingNeedError, SettingError, UnsupportedTaskError
-from expunge.problem import Problem
+from expunge.privacy import Certificate, Tier
+from expunge.problem import DeletionState, Problem
 from expunge.tasks import Task
 from expunge.training import Run
 
@@ -22,6 +23,8 @@ class Need(StrEnum):
     RETAIN = "retain"
     CLASSES = "classes"
     RECIPE = "recipe"
+    SURROGATE = "surrogate"
+    STATE = "state"
 
 
 _REMEDIES = {
@@ -29,26 +32,9 @@ _REMEDIES = {
     Need.RETAIN: "retained training data: pass `retain=` a dataset, as `expunge.split` makes it",
     Need.CLASSES: "whole classes to forget: pass `classes=(3,)`, or split with `classes=[3]`",
     Need.RECIPE: "a recipe to retrain with: pass `recipe=` a function (dataset, seed) -> model",
+    Need.SURROGATE: "data that stand in for the training set: pass `surrogate=` a dataset",
+    Need.STATE: "what was recorded at training: pass `state=` what `expunge.record` or `load_state` returned",
 }
-
-
-class Tier(StrEnum):
-    """How far what a method promises goes."""
-
-    EXACT = "exact"
-    CERTIFIED = "certified"
-    CONDITIONAL = "conditional"
-    EMPIRICAL = "empirical"
-
-    @property
-    def meaning(self) -> str:
-        """What the tier promises, in words."""
-        return {
-            Tier.EXACT: "equal in distribution to retraining without the forget set",
-            Tier.CERTIFIED: "(ε, δ)-close to retraining, with every constant enforced or measured",
-            Tier.CONDITIONAL: "(ε, δ)-close to retraining if a declared quantity holds",
-            Tier.EMPIRICAL: "nothing is proven; what an audit measures is all that is known",
-        }[self]
 
 
 class Maturity(StrEnum):
@@ -56,6 +42,21 @@ class Maturity(StrEnum):
 
     STABLE = "stable"
     EXPERIMENTAL = "experimental"
+
+
+@dataclasses.dataclass(frozen=True)
+class Forgotten:
+    """What a method returns that has more to give than a model.
+
+    Attributes:
+        model: The new model.
+        certificate: What is guaranteed of it.
+        state: The problem's state without the deleted rows, for the next request.
+    """
+
+    model: nn.Module
+    certificate: Certificate | None = None
+    state: DeletionState | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +80,8 @@ class Method(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
     @abstractmethod
-    def apply(self, problem: Problem, run: Run) -> nn.Module:
-        """Return a new model that has forgotten; `problem.model` stays as it is."""
+    def apply(self, problem: Problem, run: Run) -> "nn.Module | Forgotten":
+        """Return a new model that has forgotten; `problem.model` and `problem.state` stay as they are."""
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
@@ -106,5 +107,10 @@ class Method(ABC):
             known = ", ".join(task.__name__ for task in self.tasks)
             raise UnsupportedTaskError(f"{name} works on {known}, not on {type(problem.task).__name__}")
         for need in sorted(self.needs):
-            if not getattr(problem, need.value):
-                raise MissingNeedError(f"{name} needs {_REMEDIES[need]}")
+            require_need(name, problem, need)
+
+
+def require_need(method: str, problem: Problem, need: Need) -> None:
+    """Raise MissingNeedError unless the problem holds what the method of this name needs."""
+    if not getattr(problem, need.value):
+        raise MissingNeedError(f"{method} needs {_REMEDIES[need]}")

@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from expunge.audit.evidence import Evidence, Verdict
 from expunge.errors import SavedModelError
-from expunge.methods import Tier
+from expunge.privacy import Tier
 from expunge.report import tables, words
 from expunge.report.figures import pictures
 from expunge.storage import write_text
@@ -43,6 +43,9 @@ def render(record: Record, evidence: Evidence | None, *, title: str | None = Non
         overruled=_overruled(record, evidence),
         pictures=pictures(evidence) if evidence else [],
         tables=tables.all_tables(record, evidence),
+        certificate=record.certificate,
+        guaranteed=tables.guaranteed(record),
+        constants=tables.constants(record),
         finished=f"{record.finished:%d %B %Y, %H:%M %Z}",
         took=words.duration(record.seconds),
     )

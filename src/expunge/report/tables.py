@@ -50,6 +50,37 @@ def asked(record: Record, evidence: Evidence | None) -> list[tuple[str, str]]:
     ]
 
 
+def guaranteed(record: Record) -> list[tuple[str, str]]:
+    """The certificate, as terms and what they are; empty where there is none."""
+    found = record.certificate
+    if found is None:
+        return []
+    terms = [("Compared with", found.reference), ("For", found.neighbours)]
+    if found.sigma:
+        terms += [
+            ("Loss", f"epsilon {found.epsilon:g}, delta {found.delta:.3g}"),
+            ("Noise", f"standard deviation {found.sigma:.3g} on each weight"),
+            ("Sensitivity", f"the weights before noise are at most {found.sensitivity:.3g} from the reference's"),
+        ]
+    if found.residual is not None:
+        terms.append(("Residual", f"gradient norm of at most {found.residual:.3g} on the retained data, before noise"))
+    if found.budget_spent is not None and found.budget_left is not None:
+        spent, left = words.percent(found.budget_spent), words.percent(found.budget_left)
+        terms.append(("Budget", f"{spent} spent, {left} left; retrain when it is used up"))
+    return terms
+
+
+def constants(record: Record) -> Table | None:
+    """What the guarantee was computed from and how each number is known; None where there is no certificate."""
+    found = record.certificate
+    if found is None or not found.constants:
+        return None
+    rows = [[each.name, f"{each.value:.4g}", each.origin.value, each.meaning] for each in found.constants]
+    origins = dict.fromkeys(each.origin for each in found.constants)
+    note = " ".join(f"{words.capital(origin.value)}: {origin.meaning}." for origin in origins)
+    return Table("What it was computed from", ("Constant", "Value", "Origin", "Meaning"), rows, note)
+
+
 def all_tables(record: Record, evidence: Evidence | None) -> list[Table]:
     """Every table that there is something to put into, in the order of the page."""
     audited = (

@@ -2,5 +2,6 @@
 
 from expunge.tasks.base import Batch, Task
 from expunge.tasks.classification import Classification
+from expunge.tasks.regression import Regression
 
-__all__ = ["Batch", "Classification", "Task"]
+__all__ = ["Batch", "Classification", "Regression", "Task"]

@@ -8,14 +8,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL.Image import Image
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
-from transformers.utils.generic import ModelOutput
 
 from expunge.data import INPUT_NAMES, LABEL_NAMES, Example, FieldKey, MapDataset, column, field_key
-from expunge.errors import DataError, LabelError, ModelError, NonFiniteDataError, SettingError, ShapeError
+from expunge.errors import DataError, LabelError, ModelError, SettingError
 from expunge.settings import require_whole
+from expunge.tasks._inputs import as_tensor, call, require_finite_floats, seen_by, stack_inputs
 from expunge.tasks.base import Task
 
 ClassBatch = dict[str, Tensor]
@@ -56,15 +55,11 @@ class Classification(Task):
         first = examples[0]
         input_key, label_key = self._keys(first)
         try:
-            inputs = [_as_tensor(example[input_key]) for example in examples]
+            inputs = [as_tensor(example[input_key]) for example in examples]
             labels = torch.tensor([_whole(example[label_key]) for example in examples])
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise DataError(f"an example lacks an input {input_key!r} or a whole-number label {label_key!r}") from error
-        shapes = {tuple(value.shape) for value in inputs}
-        if len(shapes) > 1:
-            listed = ", ".join(str(shape) for shape in sorted(shapes))
-            raise ShapeError(f"inputs of different shapes in one batch: {listed}; resize or pad them in the dataset")
-        return self._checked(torch.stack(inputs), labels)
+        return self._checked(stack_inputs(inputs), labels)
 
     def stack(self, columns: Example) -> ClassBatch:
         """A batch from a tuple or mapping of tensors that already have a batch axis."""
@@ -78,23 +73,14 @@ class Classification(Task):
             ShapeError: The model cannot take inputs of this shape.
             ModelError: The model returns something other than one logit a class.
         """
-        inputs = batch["inputs"].to(next(model.parameters()).dtype)
-        try:
-            result = model(inputs)
-        except (RuntimeError, ValueError) as error:
-            if not _is_shape_complaint(error):
-                raise
-            raise ShapeError(
-                f"the model does not accept inputs of shape {tuple(inputs.shape[1:])}: {error}; "
-                "check the size and the order of axes (channels first)"
-            ) from error
-        logits = cast(Tensor, result["logits"]) if isinstance(result, ModelOutput) else cast(Tensor, result)
+        logits = call(model, batch["inputs"])
         if logits.ndim != 2 or logits.shape[1] != self.classes:
+            count = len(batch["inputs"])
             raise ModelError(
-                f"the model returns outputs of shape {tuple(logits.shape)} for {len(inputs)} inputs, where "
-                f"({len(inputs)}, {self.classes}) was expected; set `classes` to what the model was built with"
+                f"the model returns outputs of shape {tuple(logits.shape)} for {count} inputs, where "
+                f"({count}, {self.classes}) was expected; set `classes` to what the model was built with"
             )
-        return logits.float() if logits.dtype in {torch.float16, torch.bfloat16} else logits
+        return logits
 
     def losses(self, model: nn.Module, batch: ClassBatch) -> Tensor:
         """Cross-entropy of each example in nats: (batch,)."""
@@ -127,19 +113,7 @@ class Classification(Task):
 
     def features(self, model: nn.Module, batch: ClassBatch) -> Tensor:
         """What the head sees; feature maps before a 1x1 convolution are averaged over positions."""
-        seen: list[Tensor] = []
-
-        def remember(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            seen.append(arguments[0])
-
-        handle = self.head_of(model).register_forward_pre_hook(remember)
-        try:
-            self.outputs(model, batch)
-        finally:
-            handle.remove()
-        if not seen:
-            raise ModelError("the head took no part in the forward pass; name the last layer with `head`")
-        features = seen[-1]
+        features = seen_by(self.head_of(model), model, batch["inputs"])
         return features.mean((2, 3)) if features.ndim == 4 else features.flatten(1)
 
     def refit_head(self, model: nn.Module, batches: Iterable[ClassBatch]) -> None:
@@ -221,13 +195,7 @@ class Classification(Task):
         )
 
     def _checked(self, inputs: Tensor, labels: Tensor) -> ClassBatch:
-        if not inputs.is_floating_point():
-            raise DataError(
-                f"inputs are {inputs.dtype}, a model needs floats; convert and scale them in the dataset, "
-                "for instance `images.float() / 255`"
-            )
-        if not bool(torch.isfinite(inputs).all()):
-            raise NonFiniteDataError("an input holds NaN or infinity; clean the dataset or drop the example")
+        require_finite_floats(inputs)
         if len(labels) != len(inputs) or bool((labels != labels.long()).any()):
             raise DataError(
                 f"labels of type {labels.dtype} and shape {tuple(labels.shape)} do not give {len(inputs)} inputs one "
@@ -253,24 +221,8 @@ class Classification(Task):
             cast(Tensor, head.bias).copy_(bias)
 
 
-def _as_tensor(value: Any) -> Tensor:
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, Image):
-        pixels = torch.from_numpy(np.asarray(value).copy())
-        channels_first = pixels.movedim(-1, 0) if pixels.ndim == 3 else pixels[None]
-        return channels_first.float() / 255
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.array(value, order="C"))  # a copy: the array may be read-only
-    return torch.tensor(value, dtype=torch.get_default_dtype())
-
-
 def _whole(value: Any) -> int:
     number = int(value)
     if number != value:
         raise ValueError("a label is not a whole number")
     return number
-
-
-def _is_shape_complaint(error: Exception) -> bool:
-    return any(word in str(error).lower() for word in ("shape", "size", "channel", "dimension"))

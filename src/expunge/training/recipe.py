@@ -51,8 +51,20 @@ class Supervised:
         """Train within a run that may have checkpoints; returns the model in evaluation mode."""
         seed_globals(run.seed, "build")
         model = run.copy(self.build())
-        run.train("train", model, self._terms(dataset), self.optimizer, epochs=self.epochs)
+        self.go_on(model, dataset, run)
         return model.eval()
 
-    def _terms(self, dataset: MapDataset) -> list[Term]:
-        return [Term(dataset, self.task.losses, batch_size=self.batch_size, augment=self.augment)]
+    def go_on(
+        self, model: nn.Module, dataset: MapDataset, run: Run, *, phase: str = "train", epochs: float | None = None
+    ) -> None:
+        """Train a model in place, wherever it stands, in a phase of its own.
+
+        Args:
+            model: What is trained.
+            dataset: On what.
+            run: Where the phase belongs to.
+            phase: Its name, unique within the run.
+            epochs: Passes over the data, if not those of the recipe.
+        """
+        term = Term(dataset, self.task.losses, batch_size=self.batch_size, augment=self.augment)
+        run.train(phase, model, [term], self.optimizer, epochs=self.epochs if epochs is None else epochs)

@@ -1,0 +1,186 @@
+"""Logistic regression that forgets with a certificate."""
+
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from expunge.errors import SingleClassError
+from expunge.estimators._rows import Indices, RowStore, codes, numbers, require_one_request, store_or_refuse
+from expunge.methods import NewtonRemoval
+from expunge.networks import ClippedFeatures
+from expunge.privacy import Certificate
+from expunge.problem import Problem
+from expunge.states import CurvatureState, HeadLoss, fit_head, head_rows
+from expunge.states.head import head_weights, set_head_weights
+from expunge.tasks import Classification
+from expunge.training import Execution
+from expunge.unlearning import unlearn
+
+Floats = NDArray[np.float64]
+
+_RECORDED = 1e-4
+"""Gradient norm above which a fit is not recorded as an optimum."""
+
+
+class LogisticRegression(ClassifierMixin, BaseEstimator):
+    """Softmax regression on clipped features whose `forget` is (epsilon, delta)-certified (`NewtonRemoval`).
+
+    It minimises the mean cross-entropy plus (l2/2) times the squared weights, those of the constant included, in
+    float64 until the gradient's norm is at most `tolerance`. Every row gets a constant 1 and is then scaled down to a
+    norm of at most `feature_norm`, at `fit` and at `predict`: scale features first, so that not all rows are clipped.
+
+    `forget` needs no other rows. It adds fresh noise, so that the result differs from call to call; until the first
+    `forget` there is none. Classes stay as they were fitted, also when all rows of one are forgotten.
+
+    Args:
+        l2: Strength of the penalty, which makes the optimum unique; more of it needs less noise.
+        feature_norm: Largest norm of a row.
+        epsilon: Privacy loss of `forget`.
+        delta: Probability with which the loss may be larger; 1/n² by default.
+        sigma: Standard deviation of the noise, fixed beforehand; by default the least that is needed. A request that
+            needs more than a fixed one is refused (`BudgetError`): fit anew.
+        epsilon_limit: Largest epsilon that is accepted.
+        tolerance: Gradient norm at which fitting stops.
+        keep_rows: Keep the rows, so that they can be forgotten by position. Without them the estimator holds sums and
+            keyed digests only.
+
+    Attributes:
+        classes_: (classes,).
+        coef_: (classes, features) weights on clipped features.
+        intercept_: (classes,) weight of the constant.
+        residual_: Gradient norm at which fitting stopped, as measured.
+        certificate_: What is guaranteed of the last deletion; there is none before one.
+    """
+
+    classes_: NDArray[Any]
+    coef_: Floats
+    intercept_: Floats
+    residual_: float
+    certificate_: Certificate
+
+    def __init__(
+        self,
+        l2: float = 0.01,
+        *,
+        feature_norm: float = 1.0,
+        epsilon: float = 1.0,
+        delta: float | None = None,
+        sigma: float | None = None,
+        epsilon_limit: float = 10.0,
+        tolerance: float = 1e-10,
+        keep_rows: bool = True,
+    ) -> None:
+        self.l2 = l2
+        self.feature_norm = feature_norm
+        self.epsilon = epsilon
+        self.delta = delta
+        self.sigma = sigma
+        self.epsilon_limit = epsilon_limit
+        self.tolerance = tolerance
+        self.keep_rows = keep_rows
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Fit to rows (rows, features) and labels (rows,).
+
+        Raises:
+            ConvergenceError: The tolerance is not reached, which rounding may prevent.
+        """
+        self._removal()  # refuse settings before anything is computed
+        rows, given = validate_data(self, X, y, ensure_min_samples=2)
+        labels = column_or_1d(given, warn=True)
+        check_classification_targets(labels)
+        classes = np.unique(labels)
+        if len(classes) < 2:
+            raise SingleClassError(f"all {len(labels)} rows are of one class; add rows of another class")
+        inputs, targets = numbers(rows), numbers(codes(labels, classes))
+        model = nn.Sequential(
+            ClippedFeatures(self.feature_norm),
+            nn.Linear(inputs.shape[1] + 1, len(classes), bias=False, dtype=torch.double),
+        )
+        task, data = Classification(len(classes)), _dataset(inputs, targets)
+        head = cast(nn.Linear, model[1])
+        fitted = fit_head(head_rows(model, task, data, HeadLoss.SOFTMAX), self.l2, tolerance=self.tolerance)
+        set_head_weights(head, fitted)
+        state = CurvatureState.record(
+            model.eval(), task, data, l2=self.l2, feature_norm=self.feature_norm, tolerance=_RECORDED
+        )
+        self.classes_, self.residual_ = classes, state.residual
+        self._store = RowStore.of(inputs, targets, state.rows) if self.keep_rows else None
+        self._take(model, state)
+        self.__dict__.pop("certificate_", None)
+        return self
+
+    def forget(self, X: Any = None, y: Any = None, *, indices: Indices | None = None) -> Self:
+        """Forget rows: one Newton step away from them, and noise that hides what is left.
+
+        Args:
+            X: The rows, (rows, features), exactly as they were given to `fit`; with
+            y: their labels. Or
+            indices: positions of the rows in the data given to `fit`, or a mask over them; this needs `keep_rows`.
+
+        Returns:
+            The estimator itself, with `certificate_` set.
+
+        Raises:
+            UnknownRowError: A row was never fitted to.
+            AlreadyForgottenError: A row was forgotten before.
+            ForgetSetError: Nothing would be left.
+            BudgetError: A fixed `sigma` is too small for this request.
+            SettingError: epsilon or delta cannot be used for so many rows.
+        """
+        check_is_fitted(self)
+        require_one_request(X, y, indices)
+        ledger = self._state.rows
+        if indices is not None:
+            store = store_or_refuse(self._store)
+            places: Tensor | None = store.places(indices)
+            inputs, targets = store.inputs[places], store.targets[places]
+        else:
+            rows, labels = validate_data(self, X, y, reset=False)
+            inputs, targets = numbers(rows), numbers(codes(column_or_1d(labels, warn=True), self.classes_))
+            places = None
+        problem = Problem(
+            self._model, Classification(len(self.classes_)), forget=_dataset(inputs, targets), state=self._state
+        )
+        result = unlearn(problem, self._removal(), execution=Execution(progress=False))
+        if self._store is not None:
+            gone = self._store.places_of(ledger.digests(inputs, targets)) if places is None else places
+            self._store = self._store.without(gone)
+        self._take(result.model.cpu(), cast(CurvatureState, result.state))
+        self.certificate_ = cast(Certificate, result.record.certificate)
+        return self
+
+    def predict_log_proba(self, X: Any) -> Floats:
+        """Logarithms of the probabilities of the classes: (rows, classes)."""
+        check_is_fitted(self)
+        rows = numbers(validate_data(self, X, reset=False))
+        with torch.no_grad():
+            return self._model(rows).log_softmax(1).numpy()
+
+    def predict_proba(self, X: Any) -> Floats:
+        """Probabilities of the classes: (rows, classes)."""
+        return np.exp(self.predict_log_proba(X))
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """The likeliest class: (rows,)."""
+        best = self.predict_log_proba(X).argmax(1)
+        return self.classes_[best]
+
+    def _removal(self) -> NewtonRemoval:
+        return NewtonRemoval(epsilon=self.epsilon, delta=self.delta, sigma=self.sigma, epsilon_limit=self.epsilon_limit)
+
+    def _take(self, model: nn.Module, state: CurvatureState) -> None:
+        weights = cast(Floats, head_weights(cast(nn.Linear, cast(nn.Sequential, model)[1])).numpy())
+        self._model, self._state = model, state
+        self.coef_, self.intercept_ = weights[:, :-1], weights[:, -1]
+
+
+def _dataset(inputs: Tensor, targets: Tensor) -> TensorDataset:
+    return TensorDataset(inputs, targets[:, 0].long())

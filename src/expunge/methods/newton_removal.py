@@ -1,0 +1,230 @@
+"""Certified removal from a linear head: one Newton step and Gaussian noise."""
+
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+import psutil
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from expunge.errors import SettingError
+from expunge.methods._newton import Objective, Removal, by_retain, by_state, by_surrogate
+from expunge.methods.base import Forgotten, Maturity, Method, Need, Tier, require_need
+from expunge.privacy import Certificate, DeletionBudget, gaussian_sigma, require_meaning, require_request, tier_of
+from expunge.problem import Problem
+from expunge.settings import require_at_least, require_below, require_one_of, require_positive, require_whole
+from expunge.states import HeadLoss, HeadSettings
+from expunge.states.head import head_of, set_head_weights
+from expunge.tasks import Classification
+from expunge.training import PhaseRecord, Run
+from expunge.training.seeds import derive
+
+
+@dataclass(frozen=True)
+class NewtonRemoval(Method):
+    """Step from the optimum of a linear head to that of the retained data, to second order, and add Gaussian noise.
+
+    The step is s = -H⁻¹ g with gradient g and curvature H of the retained data alone, and the noise is calibrated to a
+    bound on the distance that is left to retraining. There are three sources of g and H:
+
+    - `state`: what `expunge.record` kept; no data but the forget set is needed. The bound is (M/2)‖s‖²/λ or better.
+    - `retain`: the retained data; the bound is the gradient norm measured after the step, over λ.
+    - `surrogate`: data of the same kind; the bound holds provided the two distributions are within
+      `surrogate_distance`, so the certificate is `conditional`.
+
+    The certificate compares with retraining the head on the retained data and adding the same noise. Where the model
+    has layers before the head it is `conditional` too: they must not have been trained on the forget set.
+
+    Args:
+        curvature: The source.
+        epsilon: Privacy loss. Default 1 (ours).
+        delta: Probability with which the loss may be larger; 1/n² by default (ours).
+        sigma: Standard deviation of the noise, fixed beforehand. By default the least that is needed, which depends on
+            the data; a run that would need more than a fixed one is refused.
+        l2: Strength of the penalty (l2/2)‖W‖² in the objective, on a mean loss. A state knows it.
+        loss: `softmax` or `one-vs-rest`. A state knows it.
+        feature_norm: Norm that no row's features may exceed, a bias's constant 1 included. A state knows it.
+        tolerance: Largest gradient norm at which the original passes for an optimum. A state was checked for its own.
+        reference_residual: Gradient norm at which the reference's training may stop; by default that of the original.
+        solver_tolerance: Residual of the conjugate gradients, relative to the gradient; what is left enters the bound.
+        steps: Newton steps with `retain`.
+        training_examples: Rows of the training set; needed with `surrogate`.
+        training_residual: Gradient norm at which training stopped, at most; needed with `surrogate`.
+        surrogate_distance: τ, total variation distance between the distributions of training and surrogate examples, at
+            most; needed with `surrogate`.
+        noise: `secret` draws it from the operating system. `seeded` draws it from the run's seed and makes the
+            certificate conditional: the record names the seed, and whoever knows it can take the noise away again.
+        epsilon_limit: Largest epsilon that is accepted. Default 10 (ours).
+
+    Raises:
+        SettingError: A value is out of range, or one that the source needs is missing.
+    """
+
+    needs: ClassVar = frozenset({Need.FORGET})
+    tier: ClassVar = Tier.CERTIFIED
+    tasks: ClassVar = (Classification,)
+    paper: ClassVar = "Guo et al. 2020 (arXiv 1911.03030); Sekhari et al. 2021; Basaran et al. 2025 (arXiv 2506.06486)"
+    maturity: ClassVar = Maturity.EXPERIMENTAL
+
+    curvature: Literal["state", "retain", "surrogate"] = "state"
+    epsilon: float = 1.0
+    delta: float | None = None
+    sigma: float | None = None
+    l2: float | None = None
+    loss: HeadLoss | None = None
+    feature_norm: float | None = None
+    tolerance: float = 1e-4
+    reference_residual: float | None = None
+    solver_tolerance: float = 1e-10
+    steps: int = 1
+    training_examples: int | None = None
+    training_residual: float | None = None
+    surrogate_distance: float | None = None
+    noise: Literal["secret", "seeded"] = "secret"
+    epsilon_limit: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges, and that what the source needs is given."""
+        require_one_of(self, "curvature", ("state", "retain", "surrogate"))
+        require_one_of(self, "noise", ("secret", "seeded"))
+        require_positive(self, "epsilon_limit")
+        require_meaning(self.epsilon, self.epsilon_limit)
+        require_one_of(self, "loss", (None, *HeadLoss))
+        require_positive(self, "epsilon", "delta", "sigma", "l2", "feature_norm", "tolerance", "solver_tolerance")
+        require_below(self, 1, "delta", "solver_tolerance")
+        require_at_least(self, 0, "reference_residual", "training_residual", "surrogate_distance")
+        require_whole(self, "steps", "training_examples")
+        if self.surrogate_distance is not None and self.surrogate_distance > 1:
+            raise SettingError(f"surrogate_distance must be at most 1, not {self.surrogate_distance!r}")
+        self._require_fitting()
+
+    def require(self, problem: Problem) -> None:
+        """Raise unless the problem holds what the source of the curvature needs."""
+        super().require(problem)
+        require_need(type(self).__name__, problem, Need(self.curvature))
+
+    def apply(self, problem: Problem, run: Run) -> Forgotten:
+        """Take the step, bound what is left, add noise, and say what that guarantees."""
+        started = time.monotonic()
+        known = self.training_examples if self.curvature == "surrogate" else None
+        if known is not None:
+            require_request(self.epsilon, self._delta(known), known)
+        removal = self._remove(problem, run)
+        delta = self._delta(removal.rows)
+        require_request(self.epsilon, delta, removal.rows)
+        needed = removal.bound.distance
+        spent = None
+        if self.sigma is None:
+            sigma = gaussian_sigma(self.epsilon, delta - removal.failure, needed)
+        else:
+            budget = DeletionBudget(sigma=self.sigma, epsilon=self.epsilon, delta=delta - removal.failure)
+            sigma, spent = self.sigma, budget.settle(needed).spent / budget.limit
+        weights = removal.weights + sigma * self._draw(removal.weights, run)
+        model = run.copy(problem.model)
+        set_head_weights(head_of(model, cast(Classification, problem.task)), weights.to(run.device))
+        state = None if removal.state is None else removal.state.bound_to(model)
+        seconds = time.monotonic() - started
+        run.phases.append(
+            PhaseRecord(
+                name="newton step",
+                steps=removal.products,
+                examples=removal.examples,
+                seconds=seconds,
+                peak_memory_bytes=int(psutil.Process().memory_info().rss),
+            )
+        )
+        return Forgotten(model.eval(), self._certify(removal, delta, sigma, spent), state)
+
+    def _remove(self, problem: Problem, run: Run) -> Removal:
+        if self.curvature == "state":
+            return by_state(problem, run, self.reference_residual)
+        settings = HeadSettings(cast(float, self.l2), self.loss or HeadLoss.SOFTMAX, self.feature_norm, self.tolerance)
+        objective = Objective(settings, self.solver_tolerance, self.reference_residual)
+        if self.curvature == "retain":
+            return by_retain(problem, run, objective, self.steps)
+        examples = cast(int, self.training_examples)
+        return by_surrogate(
+            problem,
+            run,
+            objective,
+            examples=examples,
+            distance=cast(float, self.surrogate_distance),
+            residual=cast(float, self.training_residual),
+            failure=self._delta(examples) / 2,
+        )
+
+    def _certify(self, removal: Removal, delta: float, sigma: float, spent: float | None) -> Certificate:
+        conditions = list(removal.conditions)
+        if self.noise == "seeded":
+            conditions.append("the seed is unpredictable and stays secret: whoever knows it can take the noise away")
+        not_covered: list[str] = list(_NOT_COVERED)
+        if self.sigma is None:
+            not_covered.append(_SCALE)
+        reference = (
+            "retraining the head on the training set without the deleted rows, to a gradient norm of at most "
+            f"{removal.bound.reference_residual:.3g} on the same objective, and adding independent Gaussian noise of "
+            "the same sigma to each weight"
+        )
+        return Certificate(
+            tier=tier_of(removal.constants, conditions),
+            reference=reference,
+            neighbours=f"the training set, and the training set without the {_rows(removal.deleted)} deleted so far; "
+            "either may be the likelier origin of a model by a factor of at most e^epsilon, but for delta",
+            epsilon=self.epsilon,
+            delta=delta,
+            sigma=sigma,
+            sensitivity=removal.bound.distance,
+            residual=removal.bound.residual,
+            constants=tuple(removal.constants),
+            conditions=tuple(conditions),
+            not_covered=tuple(not_covered),
+            budget_spent=spent,
+            budget_left=None if spent is None else 1 - spent,
+        )
+
+    def _draw(self, like: Tensor, run: Run) -> Tensor:
+        """Standard Gaussian noise of the shape of `like`, the same in every process."""
+        seed = derive(run.seed, "newton noise") if self.noise == "seeded" else secrets.randbits(128)
+        shared = cast("list[Any]", broadcast_object_list([seed]))[0]
+        return torch.from_numpy(np.random.Generator(np.random.PCG64(shared)).standard_normal(tuple(like.shape)))
+
+    def _delta(self, rows: int) -> float:
+        return rows**-2 if self.delta is None else self.delta
+
+    def _require_fitting(self) -> None:
+        """Refuse what the source of the curvature cannot do without, and what it would ignore."""
+        objective = ("l2", "loss", "feature_norm")
+        guessed = ("training_examples", "training_residual", "surrogate_distance")
+        needed = {"state": (), "retain": ("l2",), "surrogate": ("l2", *guessed)}[self.curvature]
+        missing = [name for name in needed if getattr(self, name) is None]
+        if missing:
+            raise SettingError(
+                f"NewtonRemoval with curvature={self.curvature!r} needs {', '.join(missing)} to be given"
+            )
+        ignored = {"state": (*objective, *guessed), "retain": guessed, "surrogate": ()}[self.curvature]
+        given = [name for name in ignored if getattr(self, name) is not None]
+        if given:
+            raise SettingError(
+                f"NewtonRemoval with curvature={self.curvature!r} does not use {', '.join(given)}; leave it out"
+            )
+
+
+def _rows(count: int) -> str:
+    return "row" if count == 1 else f"{count} rows"
+
+
+_NOT_COVERED = (
+    "whoever holds the original model, a model released before, or the deletion state: each knows the deleted rows",
+    "several released models together, whose losses add up (see DeletionBudget.joint_epsilon)",
+    "forget requests that were chosen after seeing a model's noise",
+    "other copies of the deleted rows, and what else was computed from them",
+    "rounding of floating-point numbers, in the step and in the noise",
+)
+_SCALE = (
+    "sigma and the measured numbers of this certificate, which depend on the data themselves; fix `sigma` beforehand "
+    "where that matters"
+)

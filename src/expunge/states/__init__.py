@@ -1,0 +1,39 @@
+"""What training records so that a later deletion is exact, certified or cheap."""
+
+from expunge.states.base import StateKind, digest_state
+from expunge.states.closed_form import ClosedForm
+from expunge.states.curvature import CurvatureState, HeadSettings
+from expunge.states.head import HeadLoss, HeadRows, fit_head, head_rows
+from expunge.states.normal_classes import DiscriminantStatistics, NaiveBayesStatistics
+from expunge.states.optimum import HeadOptimum
+from expunge.states.recording import KINDS, STATE_FILE, load_state, record, save_state, state_bytes
+from expunge.states.ridge import RidgeStatistics
+from expunge.states.rows import RowLedger
+from expunge.states.shards import Sharded, ShardState
+from expunge.states.statistics import SufficientStatistics
+
+__all__ = [
+    "KINDS",
+    "STATE_FILE",
+    "ClosedForm",
+    "CurvatureState",
+    "DiscriminantStatistics",
+    "HeadLoss",
+    "HeadOptimum",
+    "HeadRows",
+    "HeadSettings",
+    "NaiveBayesStatistics",
+    "RidgeStatistics",
+    "RowLedger",
+    "ShardState",
+    "Sharded",
+    "StateKind",
+    "SufficientStatistics",
+    "digest_state",
+    "fit_head",
+    "head_rows",
+    "load_state",
+    "record",
+    "save_state",
+    "state_bytes",
+]

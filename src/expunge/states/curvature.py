@@ -1,0 +1,288 @@
+"""Gradient and curvature of a head at its optimum: what a Newton step away from some rows needs, without the others."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from expunge.data import MapDataset
+from expunge.errors import (
+    ConvergenceError,
+    CurvatureError,
+    ForgetSetError,
+    SettingError,
+    ShapeError,
+    StateError,
+    UnsupportedTaskError,
+)
+from expunge.settings import require_one_of, require_positive
+from expunge.states.base import digest_state
+from expunge.states.head import HeadLoss, HeadRows, head_of, head_rows, head_weights, is_head_alone, ledger_rows
+from expunge.states.rows import RowLedger
+from expunge.states.solving import Solution, cholesky
+from expunge.storage import digest_model
+from expunge.tasks import Classification, Task
+
+_SLACK = 1e-6
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """The objective that a head was trained on, and what is checked of it.
+
+    Args:
+        l2: Strength of the penalty (l2/2) ‖W‖² beside the mean loss; the bias is penalised too.
+        loss: Softmax cross-entropy, or a logistic loss a class.
+        feature_norm: Norm that no row's features exceed, a bias's constant 1 included; a row that does is refused. By
+            default the largest norm found, which is then measured and not enforced.
+        tolerance: Largest gradient norm at which weights pass for an optimum.
+    """
+
+    l2: float
+    loss: HeadLoss = HeadLoss.SOFTMAX
+    feature_norm: float | None = None
+    tolerance: float = 1e-4
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_positive(self, "l2", "feature_norm", "tolerance")
+        require_one_of(self, "loss", HeadLoss)
+
+    def norm_of(self, rows: HeadRows) -> float:
+        """The bound on the features of these rows.
+
+        Raises:
+            ShapeError: A row exceeds `feature_norm`.
+        """
+        return check_norm(rows.largest_norm(), self.feature_norm)
+
+
+@dataclass(frozen=True)
+class CurvatureState:
+    """What remains of the training set for a head: sums of gradients and curvatures at the recorded weights.
+
+    The sums are over the rows that are left, the weights those that were recorded: they were trained on all rows, and
+    together with the sums they must stay secret. Each Newton step starts from them, so that any number of requests one
+    by one lead where one request for all of them would.
+
+    Attributes:
+        weights: (classes, width) float64, with the bias as last column.
+        gradient: (classes, width) sum of the rows' gradients, without the penalty.
+        curvature: Sum of the rows' curvatures: (classes * width)² for softmax, (classes, width, width) one-vs-rest.
+        rows: Which rows the sums are over.
+        settings: The objective.
+        feature_norm: No row's features exceed it.
+        recorded: Rows when the state was recorded.
+        residual: Gradient norm of the objective when the state was recorded.
+        bias: Whether the head has a bias.
+        head_alone: Whether the model is nothing but the head.
+        model: Digest of the model that the next request must bring.
+    """
+
+    kind: ClassVar[str] = "curvature"
+
+    weights: Tensor = field(repr=False)
+    gradient: Tensor = field(repr=False)
+    curvature: Tensor = field(repr=False)
+    rows: RowLedger = field(repr=False)
+    settings: HeadSettings
+    feature_norm: float
+    recorded: int
+    residual: float
+    bias: bool
+    head_alone: bool
+    model: str
+
+    @classmethod
+    def record(
+        cls, model: nn.Module, task: Task, dataset: MapDataset, *, limit_bytes: float = 2 * 2**30, **settings: Any
+    ) -> Self:
+        """Record the state of a trained head.
+
+        Args:
+            model: A linear layer, or a model whose last layer is one.
+            task: A classification.
+            dataset: Everything that the head was trained on.
+            limit_bytes: Largest curvature to keep.
+            settings: Those of `HeadSettings`; `l2` must be given.
+
+        Raises:
+            ConvergenceError: The weights are no optimum of the objective.
+            StateError: The curvature would be larger than `limit_bytes`.
+            ShapeError: A row exceeds the feature norm.
+            UnsupportedTaskError: The task is no classification.
+        """
+        objective = _settings(settings)
+        if not isinstance(task, Classification):
+            raise UnsupportedTaskError(f"a state of curvature needs Classification, not {type(task).__name__}")
+        head = head_of(model, task)
+        rows = head_rows(model, task, dataset, objective.loss)
+        _require_room(rows, limit_bytes)
+        norm = objective.norm_of(rows)
+        weights = head_weights(head)
+        gradient = rows.gradient_sum(weights)
+        residual = float((gradient / len(rows) + objective.l2 * weights).norm())
+        require_optimum(residual, objective.tolerance, objective.l2)
+        return cls(
+            weights,
+            gradient,
+            rows.curvature_sum(weights),
+            RowLedger.of(*ledger_rows(task, dataset)),
+            objective,
+            norm,
+            len(rows),
+            residual,
+            rows.bias,
+            is_head_alone(model, head),
+            digest_model(model),
+        )
+
+    def require_model(self, model: nn.Module) -> None:
+        """Raise StateError unless this is the model that the state was recorded of, or last released with."""
+        if digest_model(model) != self.model:
+            raise StateError(
+                "the state belongs to another model: it goes with the weights it was recorded of, and after a deletion "
+                "with those that the deletion returned; load the two from the same run"
+            )
+
+    def without(self, forget: HeadRows, inputs: Tensor, labels: Tensor) -> Self:
+        """The state without these rows.
+
+        Args:
+            forget: What the head sees of the rows.
+            inputs: The rows as the task reads them, to be found in the ledger; see `ledger_rows`.
+            labels: Their labels.
+
+        Raises:
+            UnknownRowError: A row was never in training.
+            AlreadyForgottenError: A row was deleted before.
+            ForgetSetError: No row would be left.
+            ShapeError: The rows have another number of features.
+            CurvatureError: The sums without the rows are none that any rows can have.
+        """
+        if forget.width != self.weights.shape[1]:
+            raise ShapeError(
+                f"the forget rows have {forget.width} features with the constant, the state {self.weights.shape[1]}; "
+                "pass rows as they were recorded"
+            )
+        ledger = self.rows.remove(inputs, labels)
+        if not len(ledger):
+            raise ForgetSetError("no row would be left: forgetting everything means discarding model and state")
+        check_norm(forget.largest_norm(), self.feature_norm)
+        curvature = self.curvature - forget.curvature_sum(self.weights)
+        lowest = float(curvature.diagonal(dim1=-2, dim2=-1).min())
+        if lowest < -_SLACK * self.feature_norm**2:
+            raise CurvatureError(
+                f"without the forget rows the curvature falls to {lowest:.2g}, which no rows can have: they are not "
+                "the rows that the state was recorded on, or the features have changed; pass rows as they were recorded"
+            )
+        return replace(
+            self,
+            gradient=self.gradient - forget.gradient_sum(self.weights),
+            curvature=curvature,
+            rows=ledger,
+        )
+
+    def bound_to(self, model: nn.Module) -> Self:
+        """The state that goes with a released model."""
+        return replace(self, model=digest_model(model))
+
+    def mean_gradient(self) -> Tensor:
+        """Gradient of the objective over the rows that are left, at the recorded weights: (classes, width)."""
+        return self.gradient / len(self.rows) + self.settings.l2 * self.weights
+
+    def newton_step(self) -> Solution:
+        """The step from the recorded weights to the optimum of the rows that are left, to second order.
+
+        Raises:
+            CurvatureError: The curvature is not positive definite.
+        """
+        system = self.curvature / len(self.rows)
+        system.diagonal(dim1=-2, dim2=-1).add_(self.settings.l2)
+        return cholesky(system, -self.mean_gradient())
+
+    def digest(self) -> str:
+        """SHA-256 over everything the state holds."""
+        return digest_state(self)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, sums and row digests."""
+        held = {"weights": self.weights, "gradient": self.gradient, "curvature": self.curvature}
+        return held | self.rows.tensors()
+
+    def notes(self) -> dict[str, Any]:
+        """The objective and what was measured."""
+        return {
+            "settings": asdict(self.settings) | {"loss": self.settings.loss.value},
+            **{name: getattr(self, name) for name in _NOTED},
+        }
+
+    @classmethod
+    def restore(cls, tensors: dict[str, Tensor], notes: dict[str, Any]) -> Self:
+        """From what `tensors` and `notes` gave."""
+        noted = dict(notes)
+        written: dict[str, Any] = dict(noted.pop("settings"))
+        written["loss"] = HeadLoss(written["loss"])
+        settings = HeadSettings(**written)
+        held = {name: tensors[name] for name in ("weights", "gradient", "curvature")}
+        return cls(**held, rows=RowLedger.restore(tensors), settings=settings, **{name: noted[name] for name in _NOTED})
+
+
+_NOTED = ("feature_norm", "recorded", "residual", "bias", "head_alone", "model")
+
+
+def check_norm(found: float, allowed: float | None) -> float:
+    """The norm that features are bounded by: `allowed` where it is given, else what was found.
+
+    Raises:
+        ShapeError: A row exceeds what is allowed.
+    """
+    if allowed is None:
+        return found
+    if found > allowed * (1 + _SLACK):
+        raise ShapeError(
+            f"a row has features of norm {found:.4g} (with the constant of the bias), above the {allowed:g} that the "
+            "guarantee is computed for; train on clipped features (expunge.networks.ClippedFeatures), or state the "
+            "larger norm"
+        )
+    return max(found, allowed)
+
+
+def require_optimum(residual: float, tolerance: float, l2: float) -> None:
+    """Raise ConvergenceError unless a gradient norm is small enough to pass for an optimum."""
+    if not residual <= tolerance:
+        raise ConvergenceError(
+            f"the weights are no optimum of the stated objective: its gradient has norm {residual:.3g}, above the "
+            f"tolerance {tolerance:g}, so they may be {residual / l2:.3g} from it; train longer or with "
+            "`expunge.states.fit_head`, check `l2` and `loss`, or raise the tolerance and accept more noise"
+        )
+
+
+def _settings(given: Mapping[str, Any]) -> HeadSettings:
+    known = [each.name for each in fields(HeadSettings)]
+    unknown = sorted(set(given) - set(known))
+    if unknown or "l2" not in given:
+        what = (
+            f"there is no setting {', '.join(unknown)}" if unknown else "`l2`, the strength of the penalty, is missing"
+        )
+        raise SettingError(f"{what}; a state of curvature has the settings limit_bytes, {', '.join(known)}")
+    loss = given.get("loss", HeadLoss.SOFTMAX)
+    if not isinstance(loss, HeadLoss):
+        if loss not in [each.value for each in HeadLoss]:
+            raise SettingError(f"loss must be one of {', '.join(each.value for each in HeadLoss)}, not {loss!r}")
+        loss = HeadLoss(loss)
+    chosen: dict[str, Any] = {**given, "loss": loss}
+    return HeadSettings(**chosen)
+
+
+def _require_room(rows: HeadRows, limit_bytes: float) -> None:
+    side = rows.loss.parameters_at_once(rows.classes, rows.width)
+    blocks = 1 if rows.loss is HeadLoss.SOFTMAX else rows.classes
+    needed = 8 * side**2 * blocks
+    if needed > limit_bytes:
+        raise StateError(
+            f"the curvature of {rows.classes} classes by {rows.width} features takes {needed / 2**30:.1f} GiB, above "
+            f"limit_bytes ({limit_bytes / 2**30:.1f} GiB), and is not approximated; train the head one-vs-rest "
+            "(loss='one-vs-rest': one block a class), or keep retained or surrogate data, which need no built curvature"
+        )
