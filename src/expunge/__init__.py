@@ -15,6 +15,7 @@ from expunge.audit import (
 )
 from expunge.errors import ExpungeError
 from expunge.methods import (
+    EMMN,
     SISA,
     UNSIR,
     ExactDiscriminant,
@@ -23,6 +24,7 @@ from expunge.methods import (
     FineTune,
     Forgotten,
     GradientAscent,
+    JustInTime,
     Maturity,
     Method,
     Need,
@@ -48,6 +50,7 @@ from expunge.training import Algorithm, Execution, Optimizer, Run, Schedule, Sup
 from expunge.unlearning import Record, Unlearned, unlearn
 
 __all__ = [
+    "EMMN",
     "SISA",
     "UNSIR",
     "Algorithm",
@@ -69,6 +72,7 @@ __all__ = [
     "FleetSettings",
     "Forgotten",
     "GradientAscent",
+    "JustInTime",
     "Level",
     "Margins",
     "Maturity",
