@@ -72,7 +72,9 @@ class EMMN(Method):
         require_positive(self, "noise_learning_rate", "learning_rate", "impair_epochs", "repair_epochs")
         require_at_least(self, 0, "noise_penalty")
         if self.input_shape is not None and (not self.input_shape or any(side < 1 for side in self.input_shape)):
-            raise SettingError(f"input_shape must be the sides of one input, such as (3, 32, 32), not {self.input_shape}")
+            raise SettingError(
+                f"input_shape must be the sides of one input, such as (3, 32, 32), not {self.input_shape}"
+            )
 
     def apply(self, problem: Problem, run: Run) -> nn.Module:
         """Learn the noise, impair, repair."""

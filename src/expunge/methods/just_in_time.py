@@ -32,7 +32,9 @@ class JustInTime(Method):
 
     needs: ClassVar = frozenset({Need.FORGET})
     tier: ClassVar = Tier.EMPIRICAL
-    paper: ClassVar = "Foster et al. 2024, Zero-Shot Machine Unlearning at Scale via Lipschitz Regularization (2402.01401)"
+    paper: ClassVar = (
+        "Foster et al. 2024, Zero-Shot Machine Unlearning at Scale via Lipschitz Regularization (2402.01401)"
+    )
     maturity: ClassVar = Maturity.EXPERIMENTAL
     tasks: ClassVar = (Classification,)
 
