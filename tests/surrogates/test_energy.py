@@ -122,6 +122,8 @@ def test_chains_that_do_not_move_are_told() -> None:
 def test_senseless_requests_are_refused() -> None:
     with pytest.raises(SettingError, match=r"bounds must be .*not \(1.0, 0.0\)"):
         sample_energy(classifier(), TASK, 5, (2,), (1.0, 0.0))
+    with pytest.raises(SettingError, match="examples must be at least 1, not 0"):
+        sample_energy(classifier(), TASK, 0, (2,), BOUNDS)
     with pytest.raises(SettingError, match="steps must be a whole number of at least 20, not 3"):
         Langevin(steps=3)
     broken = nn.Linear(2, 2)

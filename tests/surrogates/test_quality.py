@@ -13,7 +13,7 @@ from expunge import NewtonRemoval, load_state, record, save_state
 from expunge.errors import DataError, SettingError, StateError
 from expunge.states import ClassMoments
 from expunge.states.statistics import read_rows
-from expunge.surrogates import Error, SurrogateQuality, measure_quality, sample_gaussians
+from expunge.surrogates import Direction, SurrogateQuality, measure_quality, sample_gaussians
 
 MODEL = tiny.SHAPES["mlp"].build().eval()
 
@@ -91,7 +91,7 @@ def test_class_shares_and_confidence_are_compared() -> None:
     found = measure_quality(lopsided, MODEL, tiny.TASK, shares=[0.25] * 4, confidence=1.0)
     figures = {figure.name: figure for figure in found.figures}
     assert figures["class shares"].value == pytest.approx(0.75)
-    assert figures["class shares"].error is Error.LOWER_BOUND
+    assert figures["class shares"].direction is Direction.LOWER_BOUND
     alone = measure_quality(lopsided, MODEL, tiny.TASK, shares=[0.25] * 4)
     assert 0.6 < alone.distance_at_least < 0.75
     said = tiny.logits(MODEL, lopsided).softmax(1).amax(1).double().mean()
@@ -115,13 +115,16 @@ def test_no_estimate_becomes_a_bound() -> None:
     with pytest.raises(SettingError, match=r"the declared distance is 0\.1, but the surrogate is at least"):
         found.check_declared(0.1)
     assert NewtonRemoval(**settings, surrogate_distance=found.check_declared(1.0)).surrogate_distance == 1.0
-    assert all(figure.error in (Error.LOWER_BOUND, Error.NO_BOUND) for figure in found.figures)
+    assert all(figure.direction in (Direction.LOWER_BOUND, Direction.NO_BOUND) for figure in found.figures)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
     data = shifted(0.0, 1)
     with pytest.raises(DataError, match="the surrogate have 8 examples, too few"):
         measure_quality(tiny.vectors(per_class=2), MODEL, tiny.TASK)
+    narrow = TensorDataset(torch.zeros(30, 3), torch.zeros(30, dtype=torch.long))
+    with pytest.raises(DataError, match="the surrogate has 12 features, the real data have 3"):
+        measure_quality(data, MODEL, tiny.TASK, real=narrow)
     with pytest.raises(SettingError, match="shares must be 4 numbers from 0 that sum to 1"):
         measure_quality(data, MODEL, tiny.TASK, shares=[0.5, 0.5])
     with pytest.raises(SettingError, match=r"confidence must lie between 1/4 and 1, not 0\.1"):

@@ -2,10 +2,10 @@
 
 from expunge.surrogates.energy import Langevin, SamplerDiagnostics, sample_energy
 from expunge.surrogates.gaussian import sample_gaussians
-from expunge.surrogates.quality import Error, QualityFigure, SurrogateQuality, measure_quality
+from expunge.surrogates.quality import Direction, QualityFigure, SurrogateQuality, measure_quality
 
 __all__ = [
-    "Error",
+    "Direction",
     "Langevin",
     "QualityFigure",
     "SamplerDiagnostics",

@@ -105,12 +105,14 @@ def sample_energy(
         Inputs (examples, *shape) and labels in the positions where the task looks for them; diagnostics.
 
     Raises:
-        SettingError: The bounds are not a range.
+        SettingError: The bounds are not a range, or no example is asked for.
         DivergedError: The density became NaN or infinite.
     """
     low, high = bounds
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise SettingError(f"bounds must be the least and the largest value of an input, not {bounds}")
+    if examples < 1:
+        raise SettingError(f"examples must be at least 1, not {examples}")
     chosen, run = settings or Langevin(), Run(task, seed)
     box = _Box(run.frozen(model), task, low, high, chosen.temperature, run.device)
     draw = run.generator("langevin")

@@ -28,7 +28,7 @@ _FEWEST = 20
 _SURE = 0.05
 
 
-class Error(StrEnum):
+class Direction(StrEnum):
     """In which direction a figure errs, as a statement on the total variation distance."""
 
     LOWER_BOUND = "the distance is at least this, up to sampling; it may be anything up to 1"
@@ -43,7 +43,7 @@ class QualityFigure(BaseModel):
         value: The figure; 0 is best.
         sampling: By how much chance alone may raise the figure: with 95 % probability the population's is at least
             `value - sampling`. None where that is not known.
-        error: In which direction it errs.
+        direction: In which direction it errs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,7 +51,7 @@ class QualityFigure(BaseModel):
     name: str
     value: float
     sampling: float | None
-    error: Error
+    direction: Direction
 
 
 class SurrogateQuality(BaseModel):
@@ -111,7 +111,7 @@ def measure_quality(
         seed: Of the split into halves on which directions are chosen and judged.
 
     Raises:
-        DataError: A set has fewer than 20 examples.
+        DataError: A set has fewer than 20 examples, or another number of features.
         SettingError: The shares are none.
     """
     for name, dataset in (("surrogate", surrogate), ("real data", real)):
@@ -135,7 +135,7 @@ def measure_quality(
         figures += _moments(inputs, moments, seed)
     if real is not None:
         figures.append(_classifier(inputs, read_rows(task, real)[0], seed))
-    bounds = [each.value - (each.sampling or 0.0) for each in figures if each.error is Error.LOWER_BOUND]
+    bounds = [each.value - (each.sampling or 0.0) for each in figures if each.direction is Direction.LOWER_BOUND]
     return SurrogateQuality(
         examples=len(inputs),
         confidence=float(sure.double().mean()),
@@ -153,7 +153,7 @@ def _class_shares(targets: Tensor, shares: Sequence[float], classes: int) -> Qua
     count = len(targets)
     # E|p̂ - p| summed is at most √(K/n) (Jensen), and one example moves half of the sum by 1/n (McDiarmid)
     sampling = 0.5 * math.sqrt(classes / count) + math.sqrt(math.log(1 / _SURE) / (2 * count))
-    return QualityFigure(name="class shares", value=value, sampling=sampling, error=Error.LOWER_BOUND)
+    return QualityFigure(name="class shares", value=value, sampling=sampling, direction=Direction.LOWER_BOUND)
 
 
 def _confidence(sure: Tensor, known: float, classes: int) -> QualityFigure:
@@ -162,7 +162,7 @@ def _confidence(sure: Tensor, known: float, classes: int) -> QualityFigure:
         raise SettingError(f"confidence must lie between 1/{classes} and 1, not {known}")
     value = abs(float(sure.double().mean()) - known) / (1 - 1 / classes)
     sampling = math.sqrt(math.log(2 / _SURE) / (2 * len(sure)))
-    return QualityFigure(name="confidence", value=value, sampling=sampling, error=Error.LOWER_BOUND)
+    return QualityFigure(name="confidence", value=value, sampling=sampling, direction=Direction.LOWER_BOUND)
 
 
 def _moments(inputs: Tensor, moments: ClassMoments, seed: int) -> list[QualityFigure]:
@@ -183,13 +183,15 @@ def _moments(inputs: Tensor, moments: ClassMoments, seed: int) -> list[QualityFi
     sampling = bound - (lower / (2 * spread + lower) if spread > 0 else 0.0)
     apart = float((inputs.T.cov() - covariance).norm() / covariance.norm())
     return [
-        QualityFigure(name="means", value=bound, sampling=sampling, error=Error.LOWER_BOUND),
-        QualityFigure(name="covariance, relative", value=apart, sampling=None, error=Error.NO_BOUND),
+        QualityFigure(name="means", value=bound, sampling=sampling, direction=Direction.LOWER_BOUND),
+        QualityFigure(name="covariance, relative", value=apart, sampling=None, direction=Direction.NO_BOUND),
     ]
 
 
 def _classifier(inputs: Tensor, real: Tensor, seed: int) -> QualityFigure:
     """Youden's J of a classifier of real against surrogate on examples it was not fitted to; at most the distance."""
+    if inputs.shape[1] != real.shape[1]:
+        raise DataError(f"the surrogate has {inputs.shape[1]} features, the real data have {real.shape[1]}")
     halves: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
     for name, rows in (("surrogate", inputs), ("real", real)):
         order = torch.randperm(len(rows), generator=generator(seed, "halves", name))
@@ -209,4 +211,6 @@ def _classifier(inputs: Tensor, real: Tensor, seed: int) -> QualityFigure:
     # Hoeffding for each of the two rates
     sampling = sum(math.sqrt(math.log(2 / _SURE) / (2 * len(half[1]))) for half in halves)
     value = max(0.0, rates[1] - rates[0])
-    return QualityFigure(name="told apart by a classifier", value=value, sampling=sampling, error=Error.LOWER_BOUND)
+    return QualityFigure(
+        name="told apart by a classifier", value=value, sampling=sampling, direction=Direction.LOWER_BOUND
+    )
