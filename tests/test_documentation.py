@@ -58,3 +58,15 @@ def test_the_page_on_estimators(capsys: pytest.CaptureFixture[str]) -> None:
     assert "were deleted before" in said
     assert "certified: (1, 3.1e-06), sigma" in said
     assert "'shard-00" in said
+
+
+def test_the_page_on_data_that_are_gone(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    for code in blocks("docs/source-free.md"):
+        exec(code, names)
+
+    said = capsys.readouterr().out
+    assert "can reconstruct the deleted row (cosine 1.000" in said
+    assert names["found"].succeeded
+    assert names["change"].interval.low <= names["change"].value <= names["change"].interval.high
+    assert (names["without_0"](names["inputs"]).argmax(1) == 0).double().mean() < 0.05

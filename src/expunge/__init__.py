@@ -15,6 +15,7 @@ from expunge.audit import (
 )
 from expunge.errors import ExpungeError
 from expunge.methods import (
+    EMMN,
     SISA,
     UNSIR,
     ExactDiscriminant,
@@ -23,6 +24,7 @@ from expunge.methods import (
     FineTune,
     Forgotten,
     GradientAscent,
+    JustInTime,
     Maturity,
     Method,
     Need,
@@ -49,6 +51,7 @@ from expunge.training import Algorithm, Execution, Optimizer, Run, Schedule, Sup
 from expunge.unlearning import Record, Unlearned, unlearn
 
 __all__ = [
+    "EMMN",
     "SISA",
     "UNSIR",
     "Algorithm",
@@ -71,6 +74,7 @@ __all__ = [
     "Forgotten",
     "GradientAscent",
     "HeadOptimum",
+    "JustInTime",
     "Level",
     "Margins",
     "Maturity",

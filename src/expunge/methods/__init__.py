@@ -1,11 +1,13 @@
 """How to forget: one file an algorithm."""
 
 from expunge.methods.base import Forgotten, Maturity, Method, Need, Tier
+from expunge.methods.emmn import EMMN
 from expunge.methods.exact_discriminant import ExactDiscriminant
 from expunge.methods.exact_naive_bayes import ExactNaiveBayes
 from expunge.methods.exact_ridge import ExactRidge
 from expunge.methods.fine_tune import FineTune, Stage
 from expunge.methods.gradient_ascent import GradientAscent
+from expunge.methods.just_in_time import JustInTime
 from expunge.methods.neg_grad_plus import NegGradPlus
 from expunge.methods.newton_removal import NewtonRemoval
 from expunge.methods.noisy_fine_tune import NoisyFineTune
@@ -15,6 +17,7 @@ from expunge.methods.sisa import SISA
 from expunge.methods.unsir import UNSIR, Noise
 
 __all__ = [
+    "EMMN",
     "SISA",
     "UNSIR",
     "ExactDiscriminant",
@@ -23,6 +26,7 @@ __all__ = [
     "FineTune",
     "Forgotten",
     "GradientAscent",
+    "JustInTime",
     "Maturity",
     "Method",
     "Need",

@@ -4,6 +4,7 @@ from expunge.states.base import StateKind, digest_state
 from expunge.states.closed_form import ClosedForm
 from expunge.states.curvature import CurvatureState, HeadSettings
 from expunge.states.head import HeadLoss, HeadRows, fit_head, head_rows
+from expunge.states.moments import ClassMoments
 from expunge.states.normal_classes import DiscriminantStatistics, NaiveBayesStatistics
 from expunge.states.optimum import HeadOptimum
 from expunge.states.recording import KINDS, STATE_FILE, load_state, record, save_state, state_bytes
@@ -15,6 +16,7 @@ from expunge.states.statistics import SufficientStatistics
 __all__ = [
     "KINDS",
     "STATE_FILE",
+    "ClassMoments",
     "ClosedForm",
     "CurvatureState",
     "DiscriminantStatistics",
