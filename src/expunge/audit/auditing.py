@@ -20,6 +20,7 @@ from expunge.audit.evidence import Cost, Estimate, Evidence, Interval
 from expunge.audit.measuring import Announce, portrayed
 from expunge.audit.membership import FEWEST_SHADOWS, HOLDOUT
 from expunge.audit.notes import Conditions, conditions_of
+from expunge.audit.pair import Pair
 from expunge.audit.portrait import FORGET, Portrait, Sitting
 from expunge.audit.references import Oracles
 from expunge.audit.settings import AuditSettings
@@ -128,6 +129,9 @@ class References:
             shadows,
             self.subgroups,
         )
+        pair = Pair(self.problem, unlearned.model, self.sitting.run.seed)
+        rebuilt = pair.reconstruction()
+        warnings = [rebuilt.warning] if rebuilt is not None and rebuilt.warning is not None else []
         by_example = examples.epsilons(shadows, self.portraits)
         positions = self.sitting.positions[FORGET].tolist()
         measures, groups = comparison.measures(), comparison.groups()
@@ -146,7 +150,9 @@ class References:
             margins=examples.margins(shadows, self.portraits, seed),
             epsilons=by_example,
             leaks=examples.leaks(portrait, self.portraits, shadows, by_example, positions),
-            notes=[*self.conditions.notes, *comparison.notes()],
+            reconstruction=rebuilt,
+            fairness=pair.fairness(self.sitting.sets.get(HOLDOUT), self.subgroups),
+            notes=[*self.conditions.notes, *comparison.notes(), *warnings],
             answers=answers(
                 task, portrait.outputs, self.original.outputs, [oracle.outputs for oracle in self.portraits], seed
             ),

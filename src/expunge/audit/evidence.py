@@ -4,11 +4,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from expunge.audit.attack_scores import AttackEvaluation
+from expunge.audit.fairness import Fairness
 from expunge.audit.intervals import Estimate, Interval, Part
 from expunge.audit.margins import ExamplePercentiles, MarginDivergence
+from expunge.audit.reconstruction import Reconstruction
 from expunge.errors import SavedModelError
 from expunge.storage import write_json
 
@@ -295,6 +297,10 @@ class Evidence(Part):
         margins: KLoM by set; empty without shadows.
         epsilons: By forget example; absent without shadows.
         leaks: The ten forget examples that leak most, worst first; empty with fewer than three oracles.
+        reconstruction: Whether the deleted row can be recovered from the models before and after; absent where more
+            than a linear head differs.
+        fairness: By name of a subgroup, figures by its values before and after; for tasks of two classes, where
+            fairlearn is installed.
         answers: Prediction distribution on the forget set; absent where a task has no kinds of answer.
         layers: Weight distances.
         cost: Beside retraining.
@@ -316,6 +322,8 @@ class Evidence(Part):
     margins: dict[str, MarginDivergence]
     epsilons: ExampleEpsilons | None
     leaks: list[Leak]
+    reconstruction: Reconstruction | None = None
+    fairness: dict[str, Fairness] = Field(default_factory=dict[str, Fairness])
     answers: Answers | None
     layers: list[LayerDistance]
     cost: Cost

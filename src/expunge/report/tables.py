@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from expunge.audit import Fairness, Reconstruction
 from expunge.audit.evidence import Curve, Evidence, Measure, Membership
+from expunge.audit.fairness import Change
 from expunge.report import words
 from expunge.report.comparisons import shown_groups
 from expunge.unlearning import Record
@@ -93,6 +95,8 @@ def all_tables(record: Record, evidence: Evidence | None) -> list[Table]:
             _membership(evidence.membership),
             _low_rates(evidence.membership),
             _leaks(evidence),
+            _reconstruction(evidence.reconstruction),
+            *(_fairness(name, found) for name, found in evidence.fairness.items()),
             _power(evidence),
         ]
     )
@@ -228,6 +232,38 @@ def _leaks(evidence: Evidence) -> Table:
         "below 0 pushed away. U-LiRA in nats, above 0 where the example looks unlearned rather than never seen."
     )
     return Table("The forget examples that leak most", columns, rows, note)
+
+
+def _reconstruction(found: Reconstruction | None) -> Table:
+    rows: list[list[str]] = []
+    if found is not None:
+        rows = [
+            ["cosine with the deleted row", words.number(found.similarity)],
+            ["other rows, mean cosine", words.number(found.others)],
+            ["other rows at least as like it", words.percent(found.others_as_like)],
+            ["random rows, mean cosine", words.number(found.random)],
+            ["random rows at least as like it", words.percent(found.random_as_like)],
+        ]
+    note = found.sentence if found is not None else ""
+    return Table("Can the deleted row be recovered from both models?", ("Figure", "Value"), rows, note)
+
+
+def _fairness(name: str, found: Fairness) -> Table:
+    """Each group before and after, and the gap between the best and the worst."""
+    columns = ("Group", "Examples", "Measure", "Before", "After", "Change")
+
+    def row(group: str, examples: str, change: Change) -> list[str]:
+        return [group, examples, change.name, *map(words.estimate, (change.before, change.after, change.change))]
+
+    rows = [
+        row(group.group, words.count(group.examples), change) for group in found.groups for change in group.measures
+    ]
+    rows += [row("largest gap", "", gap) for gap in found.gaps]
+    note = (
+        f"Selected is who is given class {found.positive}. Intervals by a paired bootstrap over holdout examples. A "
+        "gap is above 0 by chance alone; its change tells whether groups are treated more alike than before."
+    )
+    return Table(f"By {name}, before and after", columns, rows, note)
 
 
 def _power(evidence: Evidence) -> Table:
