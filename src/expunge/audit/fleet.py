@@ -1,7 +1,7 @@
 """Training many models by one recipe: what is in the cache is read from it, the rest trained in the fastest way."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import cast
@@ -95,9 +95,9 @@ class Fleet:
         executor, choice = self._choose(recipe, chosen, settings, list(results.values()), progress, announce)
         with (
             bar(self.title, len(jobs), done=cached, enabled=progress) as display,
-            closing(executor.train(recipe, chosen, lambda note: display.advance(0, note))) as coming,
+            closing(_trained(executor, recipe, chosen, lambda note: display.advance(0, note))) as coming,
         ):
-            for result in coming if chosen else ():
+            for result in coming:
                 number = missing[result.number]
                 finished = _sound(result, jobs[number], choice)
                 shelf.save(number, finished)
@@ -126,6 +126,13 @@ class Fleet:
             display.advance()
         announce(expected)
         return executor, choice
+
+
+def _trained(
+    executor: Executor, recipe: Recipe, jobs: Sequence[TrainingJob], tell: Callable[[str], None]
+) -> Generator[Finished]:
+    if jobs:
+        yield from executor.train(recipe, jobs, tell)
 
 
 def _sound(result: Finished, job: TrainingJob, choice: Choice) -> Finished:
