@@ -21,6 +21,7 @@ from expunge import (
     NewtonRemoval,
     Origin,
     Problem,
+    Run,
     Tier,
     Unlearned,
     load_state,
@@ -45,7 +46,7 @@ from expunge.errors import (
     UnknownRowError,
     UnsupportedTaskError,
 )
-from expunge.methods import Method
+from expunge.methods import Forgotten, Method
 from expunge.networks import mlp
 from expunge.privacy import gaussian_sigma
 from expunge.report.page import render
@@ -474,6 +475,25 @@ def test_what_is_refused_leaves_everything_as_it_was(name: str) -> None:
     with pytest.raises(error, match=words):
         forget(change(given), method)
     assert (given.state.digest(), digest_model(given.model)) == (state, model)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda state: state.curvature.numpy().__setitem__((0, 1), 7.0),
+        lambda state: state.gradient.data.neg_(),
+        lambda state: state.rows.present.add_(1),
+    ],
+)
+def test_a_method_that_writes_to_the_state_is_an_error(write: Callable[[Any], Any]) -> None:
+    class Scribbler(NewtonRemoval):
+        def apply(self, problem: Problem, run: Run) -> Forgotten:
+            forgotten = super().apply(problem, run)
+            write(problem.state)
+            return forgotten
+
+    with pytest.raises(StateError, match="Scribbler wrote to the problem's state; a method must return a new one"):
+        forget(problem(), Scribbler())
 
 
 def test_a_state_of_another_kind() -> None:

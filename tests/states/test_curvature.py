@@ -1,10 +1,12 @@
 """A state of curvature: what it holds, that it forgets too, and what it refuses."""
 
+import copy
 import dataclasses
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,9 +29,10 @@ from expunge.errors import (
     UnknownRowError,
     UnsupportedTaskError,
 )
-from expunge.states import STATE_FILE, CurvatureState, HeadLoss, fit_head, head_rows
+from expunge.states import STATE_FILE, CurvatureState, HeadLoss, base, digest_state, fit_head, head_rows
 from expunge.states.head import ledger_rows
 from expunge.states.solving import cholesky, conjugate_gradients, require_positive_definite
+from expunge.storage import digest_tensors
 
 DATA = heads.data()
 by_loss = pytest.mark.parametrize("loss", HeadLoss)
@@ -272,6 +275,73 @@ def test_a_system_is_solved_to_the_stated_residual() -> None:
         torch.testing.assert_close(solution.residual, product(solution.step) - right, rtol=0, atol=1e-14)
         assert float(solution.residual.norm()) <= 1e-10 * float(right.norm())
     assert require_positive_definite(product, right) == pytest.approx(heads.L2, rel=1e-2)
+
+
+@by_loss
+def test_a_newton_step_solves_the_system_that_is_built_whole(loss: HeadLoss) -> None:
+    _, state = recorded(loss)
+    blocks = state.curvature if state.curvature.ndim == 3 else state.curvature[None]
+    system = torch.block_diag(*blocks) / 120 + heads.L2 * torch.eye(state.weights.numel(), dtype=torch.double)
+    exact = -torch.linalg.solve(system, state.mean_gradient().flatten()).reshape(state.weights.shape)
+    before = state.curvature.clone()
+    solution = state.newton_step()
+    assert float((solution.step - exact).norm()) <= 1e-10 * float(exact.norm())
+    left = (system @ solution.step.flatten()).reshape(exact.shape) + state.mean_gradient()
+    torch.testing.assert_close(solution.residual, left, rtol=0, atol=1e-14)
+    assert torch.equal(state.curvature, before)
+
+
+def test_a_digest_is_taken_once_and_again_after_any_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def counted(tensors: Any) -> str:
+        taken.append(1)
+        return digest_tensors(tensors)
+
+    monkeypatch.setattr(base, "digest_tensors", counted)
+    _, state = recorded()
+    known = state.digest()
+    assert state.digest() == known
+    assert len(taken) == 1
+    # a sign, the last bit, a swap and a zero, by ways that torch counts as writes and by ways that it does not
+    sums, digests = state.curvature.numpy(), state.rows.present
+    for write in (
+        lambda: sums.__setitem__((3, 5), -sums[3, 5]),
+        lambda: sums.__setitem__((2, 2), float(np.nextafter(sums[2, 2], 9.0))),
+        lambda: sums.__setitem__(slice(None), sums[::-1].copy()),
+        lambda: state.weights.data[0].zero_(),
+        lambda: state.gradient.mul_(2),
+        lambda: digests.add_(1),
+        lambda: state.rows.key.numpy().__setitem__(31, state.rows.key.numpy()[31] ^ 1),
+    ):
+        write()
+        assert state.digest() != known
+        known = state.digest()
+        assert known == digest_state(copy.deepcopy(state)) == dataclasses.replace(state).digest()
+
+
+def test_a_digest_tells_other_shapes_types_and_odd_lengths_apart() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Held:
+        held: Tensor
+        kind: ClassVar[str] = "held"
+
+        def digest(self) -> str:
+            return digest_state(self)
+
+        def tensors(self) -> dict[str, Tensor]:
+            return {"held": self.held}
+
+        def notes(self) -> dict[str, Any]:
+            return {}
+
+    zeros = [torch.zeros(size, dtype=kind) for size in (0, 1, 7, 8, 9) for kind in (torch.uint8, torch.int64)]
+    states = [Held(tensor) for tensor in (*zeros, torch.zeros(3, 3).byte(), torch.zeros(1, dtype=torch.double))]
+    assert len({state.digest() for state in states}) == len(states)
+    for state in states:
+        before = state.digest()
+        state.held.view(-1)[-1:].add_(1)
+        assert (state.digest() != before) == bool(state.held.numel())
 
 
 def test_a_system_that_is_not_positive_definite_is_refused() -> None:

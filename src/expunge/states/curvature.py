@@ -170,7 +170,7 @@ class CurvatureState:
         if not len(ledger):
             raise ForgetSetError("no row would be left: forgetting everything means discarding model and state")
         check_norm(forget.largest_norm(), self.feature_norm)
-        curvature = self.curvature - forget.curvature_sum(self.weights)
+        curvature = forget.curvature_sum(self.weights).neg_().add_(self.curvature)  # their difference, in one array
         lowest = float(curvature.diagonal(dim1=-2, dim2=-1).min())
         if lowest < -_SLACK * self.feature_norm**2:
             raise CurvatureError(
@@ -198,9 +198,7 @@ class CurvatureState:
         Raises:
             CurvatureError: The curvature is not positive definite.
         """
-        system = self.curvature / len(self.rows)
-        system.diagonal(dim1=-2, dim2=-1).add_(self.settings.l2)
-        return cholesky(system, -self.mean_gradient())
+        return cholesky(self.curvature, -self.mean_gradient(), rows=len(self.rows), penalty=self.settings.l2)
 
     def digest(self) -> str:
         """SHA-256 over everything the state holds."""

@@ -155,7 +155,7 @@ class HeadRows:
             for rows, _ in self.chunks():
                 chances = self._probabilities(rows @ weights.T)
                 for label, scale in enumerate((chances * (1 - chances)).T):
-                    blocks[label] += rows.T @ (scale[:, None] * rows)
+                    blocks[label].addmm_(rows.T, scale[:, None] * rows)
             return blocks
         whole = weights.new_zeros(self.classes, self.width, self.classes, self.width)
         for rows, _ in self.chunks():
