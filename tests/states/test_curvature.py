@@ -34,6 +34,7 @@ from expunge.states.head import ledger_rows
 from expunge.states.solving import cholesky, conjugate_gradients, require_positive_definite
 from expunge.storage import digest_tensors
 
+ROOT = Path(__file__).parents[2]
 DATA = heads.data()
 by_loss = pytest.mark.parametrize("loss", HeadLoss)
 
@@ -375,3 +376,24 @@ def test_classes_of_any_number() -> None:
     with torch.no_grad():
         model[1].weight.copy_(fit_head(head_rows(model, task, data, HeadLoss.SOFTMAX), heads.L2))
     assert isinstance(record(model, task, data, l2=heads.L2), CurvatureState)
+
+
+@by_loss
+def test_a_state_returns_the_row_of_a_single_deletion_as_its_documentation_says(loss: HeadLoss, tmp_path: Path) -> None:
+    """What docs/guarantees.md, `NewtonRemoval` and the class say of it: should this end, they must change."""
+    model, state = recorded(loss)
+    gone = split(DATA, indices=[17]).forget
+    save_state(without(model, state, gone), tmp_path)
+    held = load_state(tmp_path)
+    assert isinstance(held, CurvatureState)
+    recovered = -(held.gradient + held.recorded * held.settings.l2 * held.weights)  # (classes, width), of rank one
+    direction = torch.linalg.svd(recovered)[2][0]
+    (row,) = next(head_rows(model, tiny.TASK, gone, loss).chunks())[0]
+    assert float(torch.cosine_similarity(direction, row, dim=0).abs()) == pytest.approx(1.0, abs=1e-9)
+    inputs = direction[:-1] / direction[-1]  # the constant's feature gives the length
+    torch.testing.assert_close(inputs, DATA.tensors[0][17], rtol=0, atol=1e-7)
+    for text in (CurvatureState.__doc__, *(ROOT.joinpath(name).read_text(encoding="utf-8") for name in WARNED)):
+        assert "returns the row of a single deletion exactly" in " ".join((text or "").split())
+
+
+WARNED = ("docs/guarantees.md", "docs/estimators.md", "src/expunge/problem.py", "src/expunge/methods/newton_removal.py")

@@ -218,7 +218,9 @@ def _rows(count: int) -> str:
 
 
 _NOT_COVERED = (
-    "whoever holds the original model, a model released before, or the deletion state: each knows the deleted rows",
+    "whoever holds the original model or a model released before: each knows the deleted rows",
+    "whoever holds the deletion state, before or after the request: it returns the row of a single deletion exactly; "
+    "keep it like the data",
     "several released models together, whose losses add up (see DeletionBudget.joint_epsilon)",
     "forget requests that were chosen after seeing a model's noise",
     "other copies of the deleted rows, and what else was computed from them",

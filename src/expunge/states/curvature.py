@@ -62,9 +62,13 @@ class HeadSettings:
 class CurvatureState:
     """What remains of the training set for a head: sums of gradients and curvatures at the recorded weights.
 
-    The sums are over the rows that are left, the weights those that were recorded: they were trained on all rows, and
-    together with the sums they must stay secret. Each Newton step starts from them, so that any number of requests one
-    by one lead where one request for all of them would.
+    The sums are over the rows that are left, the weights those that were recorded: they were trained on all rows. Each
+    Newton step starts from them, so that any number of requests one by one lead where one request for all of them
+    would.
+
+    The state returns the row of a single deletion exactly; keep it like the data. At an optimum all recorded gradients
+    add up to -recorded * l2 * weights, so -(gradient + recorded * l2 * weights) is the gradient of the deleted rows,
+    which for one row is a multiple of its features.
 
     Attributes:
         weights: (classes, width) float64, with the bias as last column.
