@@ -69,6 +69,10 @@ class StateError(ExpungeError):
     """A deletion state cannot be used: of another model or kind, or it disagrees with the data in shape."""
 
 
+class LostPrecisionError(StateError):
+    """Rows to be forgotten are so large that sums cannot give them back to the digits that an exact deletion needs."""
+
+
 class CurvatureError(ExpungeError):
     """A curvature that must be positive definite is not, so there is no step and no bound to compute from it."""
 
