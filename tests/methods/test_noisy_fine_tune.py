@@ -43,6 +43,7 @@ def test_the_certificate_and_the_noise_behind_it() -> None:
     }  # fmt: skip
     assert [phase.name for phase in result.record.phases] == ["noise", "repair"]
     assert result.record.phases[0].steps == 20
+    assert any("drawn by PCG64 under 128 secret bits, not by a cipher" in each for each in found.not_covered)
 
 
 def test_every_step_moves_as_the_accountant_believes(monkeypatch: pytest.MonkeyPatch) -> None:
