@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from expunge.data import MapDataset
 from expunge.errors import ConvergenceError, ModelError
+from expunge.states.rows import RowLedger
 from expunge.states.solving import conjugate_gradients
 from expunge.tasks import Classification
 from expunge.training.batches import in_order
@@ -243,6 +244,12 @@ def ledger_rows(task: Classification, dataset: MapDataset) -> tuple[Tensor, Tens
     """Inputs and labels of a dataset as the task reads them, for a `RowLedger`."""
     batches = list(in_order(task, dataset, EVALUATION_BATCH))
     return torch.cat([batch["inputs"] for batch in batches]), torch.cat([batch["labels"] for batch in batches])
+
+
+def ledger_digests(ledger: RowLedger, task: Classification, dataset: MapDataset) -> Tensor:
+    """Digests of the rows of a dataset under a ledger's key, a batch at a time: (rows,) int64."""
+    batches = in_order(task, dataset, EVALUATION_BATCH)
+    return torch.cat([ledger.digests(batch["inputs"], batch["labels"]) for batch in batches])
 
 
 def fit_head(rows: HeadRows, l2: float, start: Tensor | None = None, *, tolerance: float = 1e-10) -> Tensor:
