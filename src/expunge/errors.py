@@ -41,10 +41,6 @@ class LabelError(DataError):
     """A label lies outside the classes of the task."""
 
 
-class SingleClassError(LabelError, ValueError):
-    """All rows are of one class, so there is nothing to tell apart."""
-
-
 class ShapeError(DataError):
     """Examples disagree in shape with one another or with what the model accepts."""
 

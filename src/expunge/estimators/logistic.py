@@ -11,7 +11,6 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from expunge.errors import SingleClassError
 from expunge.estimators._rows import Indices, RowStore, codes, numbers, require_one_request, store_or_refuse
 from expunge.methods import NewtonRemoval
 from expunge.networks import ClippedFeatures
@@ -90,6 +89,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         """Fit to rows (rows, features) and labels (rows,).
 
         Raises:
+            ValueError: The data are not what scikit-learn takes, or all of one class.
             ConvergenceError: The tolerance is not reached, which rounding may prevent.
         """
         self._removal()  # refuse settings before anything is computed
@@ -98,7 +98,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         check_classification_targets(labels)
         classes = np.unique(labels)
         if len(classes) < 2:
-            raise SingleClassError(f"all {len(labels)} rows are of one class; add rows of another class")
+            raise ValueError(f"all {len(labels)} rows are of one class; add rows of another class")
         inputs, targets = numbers(rows), numbers(codes(labels, classes))
         model = nn.Sequential(
             ClippedFeatures(self.feature_norm),
