@@ -113,6 +113,7 @@ class NoisyFineTune(Method):
             _disturb(model, sigma, np.random.Generator(np.random.PCG64([entropy, step])))
 
         run.train("noise", model, [loss], noisy, steps=self._steps, watch=disturb)
+        run.phases[-1].history.clear()  # losses before the last noise, the first of them of the original's own weights
         repair = Optimizer(self.repair_learning_rate, Algorithm.ADAM)
         run.train("repair", model, [loss], repair, epochs=self.repair_epochs)
         return Forgotten(model.eval(), self._certify(delta, sigma))
