@@ -29,6 +29,7 @@ from expunge.errors import (
     UnknownRowError,
     UnsupportedTaskError,
 )
+from expunge.networks import ClippedFeatures
 from expunge.states import STATE_FILE, CurvatureState, HeadLoss, base, digest_state, fit_head, head_rows
 from expunge.states.head import ledger_rows
 from expunge.states.solving import cholesky, conjugate_gradients, require_positive_definite
@@ -241,6 +242,32 @@ def test_layers_and_buffers_before_the_head_are_noticed() -> None:
         assert not state.head_alone
         assert state.bias
         assert state.feature_norm > 1
+
+
+class Remembering(nn.Module):
+    """No parameter and no buffer, and yet it holds a mean of the training set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = DATA.tensors[0].mean(0)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs - self.mean
+
+
+def test_a_layer_that_may_remember_something_is_not_a_head_alone() -> None:
+    def alone(*before: nn.Module) -> bool:
+        model = nn.Sequential(*before, nn.Linear(tiny.FEATURES, tiny.CLASSES, dtype=torch.double))
+        state = record(heads.fitted(DATA, model=model), tiny.TASK, DATA, l2=heads.L2)
+        assert isinstance(state, CurvatureState)
+        return state.head_alone
+
+    assert alone()
+    assert alone(nn.Identity(), nn.Sequential(nn.Flatten()), ClippedFeatures(constant=False))
+    assert not alone(Remembering())
+    hooked = nn.Identity()
+    hooked.register_forward_hook(lambda module, inputs, output: output - DATA.tensors[0].mean(0))
+    assert not alone(hooked)
 
 
 def test_training_is_not_disturbed() -> None:
