@@ -29,8 +29,8 @@ def print_hospital(console: Console, stay: Stay) -> None:
         console.print(f"  [bold]{escape(str(each.folder / REPORT_FILE))}[/bold]", soft_wrap=True)
     console.print(
         f"The state that the next deletion needs lies in {escape(str(stay.deletions[-1].folder))}; like the key "
-        f"({KEY_FILE}) it is the owner's alone: what one patient gave can be computed from it, so keep it like the data. "
-        "Those used before are gone.",
+        f"({KEY_FILE}) it is the owner's alone: what one patient gave can be computed from it, so keep it like the "
+        "data. Those used before are gone.",
         soft_wrap=True,
     )
 
