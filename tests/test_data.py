@@ -145,7 +145,7 @@ def test_positions_from_pandas() -> None:
         (["ann", "bob"], r"not a list of text; give positions, not labels: .*df\.index\.get_indexer"),
         (pd.Index(["ann", "bob"]), "positions, not labels"),
         (pd.Index([1, "bob"]), "positions, not labels"),
-        (pd.Series([1, None], dtype="Int64"), "positions, not labels"),
+        (pd.Series([1, None], dtype="Int64"), "whole numbers, not float64"),
         (pd.date_range("2020-01-01", periods=2), "positions, not labels"),
         ({1, 2}, r"not a set of 0 axes; .* for a set list"),
         (3, "not a int of 0 axes"),

@@ -161,4 +161,4 @@ def _require_sensitivity(sensitivity: float) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and type(value) is not bool
+    return not isinstance(value, bool) and isinstance(value, Real)
