@@ -176,9 +176,7 @@ def positions(indices: Sequence[int] | NDArray[Any] | Tensor, length: int) -> Te
         ForgetSetError: An index is out of range, a mask has the wrong length, or labels were given.
     """
     try:
-        values = np.asarray(
-            indices
-        ).copy()  # a copy, because a mask of pandas may not be written to, of which torch warns
+        values = np.asarray(indices).copy()  # torch warns of a mask of pandas, which may not be written to
     except ValueError as error:
         raise ForgetSetError("indices must be one list of positions, not lists of several lengths") from error
     if values.dtype == object and values.ndim == 1:  # as pandas keeps columns that might have gaps
