@@ -15,7 +15,11 @@ from expunge.unlearning import KEY_FILE
 def print_hospital(console: Console, stay: Stay) -> None:
     """What each deletion changed beside what retraining would have, what was refused, and where to read on."""
     console.print(_table(stay))
-    console.print()
+    draws = len(stay.deletions[0].reference_accuracy)
+    console.print(
+        f"Each range is that of {draws} draws of retraining with noise; by chance alone a figure may lie outside it.\n",
+        soft_wrap=True,
+    )
     for each in stay.deletions:
         _print_promise(console, each)
     console.print()
