@@ -5,6 +5,7 @@ from typing import Any
 
 import datasets as hf
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -125,16 +126,35 @@ def test_positions_from_indices_and_masks() -> None:
     assert positions(range(2), 5).tolist() == [0, 1]
 
 
+def test_positions_from_pandas() -> None:
+    table = pd.DataFrame({"age": [3, 60, 70]})
+    mask = (table["age"] > 50).to_numpy()
+    mask.setflags(write=False)  # torch warns of such an array, and warnings are errors here
+    assert positions(mask, 3).tolist() == [1, 2]
+    assert positions(table["age"] > 50, 3).tolist() == [1, 2]
+    assert positions((table["age"] > 50).astype("boolean").astype(object), 3).tolist() == [1, 2]
+    assert positions(table.index[1:], 3).tolist() == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("indices", "words"),
     [
         ([0, 5], r"1 forget indices lie outside the dataset \(the first is 5; valid are 0 to 4\)"),
         ([-1, -2], r"2 forget indices lie outside the dataset \(the first is -1"),
-        ([1.0], "indices must be whole numbers, not torch.float64"),
+        ([1.0], "indices must be whole numbers, not float64"),
+        (["ann", "bob"], r"not a list of text; give positions, not labels: .*df\.index\.get_indexer"),
+        (pd.Index(["ann", "bob"]), "positions, not labels"),
+        (pd.Index([1, "bob"]), "positions, not labels"),
+        (pd.Series([1, None], dtype="Int64"), "whole numbers, not float64"),
+        (pd.date_range("2020-01-01", periods=2), "positions, not labels"),
+        ({1, 2}, r"not a set of 0 axes; .* for a set list"),
+        (3, "not a int of 0 axes"),
+        ([[True], [False]], "not a list of 2 axes"),
+        ([[1], [2, 3]], "not lists of several lengths"),
         ([True, False], "the mask has 2 entries but the dataset has 5 examples"),
     ],
 )
-def test_positions_that_cannot_be(indices: list[Any], words: str) -> None:
+def test_positions_that_cannot_be(indices: Any, words: str) -> None:
     with pytest.raises(ForgetSetError, match=words):
         positions(indices, 5)
 

@@ -44,7 +44,7 @@ def test_the_method_of_the_guide_to_extending(mlp_problem: Problem):
 
 def test_the_ten_lines_of_the_guarantees():
     names: dict[str, Any] = {"__name__": "guarantees"}
-    deletion, audit = blocks("docs/guarantees.md")
+    deletion, audit, retained, several = blocks("docs/guarantees.md")
     exec(deletion, names)
 
     assert names["result"].record.guarantee.value == "certified"
@@ -52,6 +52,13 @@ def test_the_ten_lines_of_the_guarantees():
 
     exec(audit, names)
     assert len(names["evidence"].measure("accuracy", "forget").oracles) == 3
+
+    exec(retained, names)
+    assert names["measured"].record.guarantee.value == "certified"
+    exec(several, names)
+    assert len(names["held"].rows) == 397
+    assert len(names["budget"].releases) == 3
+    assert 0 < names["budget"].left < names["budget"].limit
 
 
 def test_the_page_on_estimators(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,5 +81,6 @@ def test_the_page_on_data_that_are_gone(capsys: pytest.CaptureFixture[str]) -> N
     said = capsys.readouterr().out
     assert "can reconstruct the deleted row (cosine 1.000" in said
     assert names["found"].succeeded
+    assert names["conditional"].tier.value == "conditional"
     assert names["change"].interval.low <= names["change"].value <= names["change"].interval.high
     assert (names["without_0"](names["inputs"]).argmax(1) == 0).double().mean() < 0.05

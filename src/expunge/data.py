@@ -173,24 +173,41 @@ def positions(indices: Sequence[int] | NDArray[Any] | Tensor, length: int) -> Te
     """Validated, sorted, unique positions from indices or from a boolean mask.
 
     Raises:
-        ForgetSetError: An index is out of range, or a mask has the wrong length.
+        ForgetSetError: An index is out of range, a mask has the wrong length, or labels were given.
     """
-    given = torch.as_tensor(np.asarray(indices))
-    if given.dtype == torch.bool:
-        if len(given) != length:
-            raise ForgetSetError(f"the mask has {len(given)} entries but the dataset has {length} examples")
-        return given.nonzero().flatten()
-    if given.numel() == 0:
+    try:
+        values = np.asarray(indices).copy()  # torch warns of a mask of pandas, which may not be written to
+    except ValueError as error:
+        raise ForgetSetError("indices must be one list of positions, not lists of several lengths") from error
+    if values.dtype == object and values.ndim == 1:  # as pandas keeps columns that might have gaps
+        values = np.array(values.tolist())
+    if values.dtype.kind in "OSUmM" or values.ndim != 1:
+        raise ForgetSetError(
+            f"indices must be one list of positions or of True and False, not {_form(indices, values)}; give "
+            "positions, not labels: for rows of a table by label use df.index.get_indexer(labels), for a set list(...)"
+        )
+    if len(values) == 0:
         return torch.empty(0, dtype=torch.long)
-    if given.is_floating_point() or given.is_complex():
-        raise ForgetSetError(f"indices must be whole numbers, not {given.dtype}")
-    outside = given[(given < 0) | (given >= length)]
+    if values.dtype.kind == "b":
+        if len(values) != length:
+            raise ForgetSetError(f"the mask has {len(values)} entries but the dataset has {length} examples")
+        return torch.from_numpy(values).nonzero().flatten()
+    if values.dtype.kind not in "iu":
+        raise ForgetSetError(f"indices must be whole numbers, not {values.dtype}")
+    outside = values[(values < 0) | (values >= length)]
     if len(outside):
         raise ForgetSetError(
             f"{len(outside)} forget indices lie outside the dataset (the first is {int(outside[0])}; "
             f"valid are 0 to {length - 1}); check that they refer to this dataset"
         )
-    return given.long().unique()
+    return torch.from_numpy(values.astype(np.int64)).unique()
+
+
+def _form(given: object, values: NDArray[Any]) -> str:
+    """What was given, in words that quote none of it."""
+    if values.ndim != 1:
+        return f"a {type(given).__name__} of {values.ndim} axes"
+    return f"a {type(given).__name__} of {'text' if values.dtype.kind in 'SU' else f'type {values.dtype}'}"
 
 
 def _digest_chunks(view: View) -> Iterator[Tensor]:

@@ -41,10 +41,6 @@ class LabelError(DataError):
     """A label lies outside the classes of the task."""
 
 
-class SingleClassError(LabelError, ValueError):
-    """All rows are of one class, so there is nothing to tell apart."""
-
-
 class ShapeError(DataError):
     """Examples disagree in shape with one another or with what the model accepts."""
 
@@ -67,6 +63,10 @@ class DivergedError(ExpungeError):
 
 class StateError(ExpungeError):
     """A deletion state cannot be used: of another model or kind, or it disagrees with the data in shape."""
+
+
+class LostPrecisionError(StateError):
+    """Rows to be forgotten are so large that sums cannot give them back to the digits that an exact deletion needs."""
 
 
 class CurvatureError(ExpungeError):

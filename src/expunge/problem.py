@@ -39,8 +39,9 @@ class Recipe(Protocol):
 class DeletionState(Protocol):
     """What training recorded so that a later deletion is exact, certified or cheap; see `expunge.record`.
 
-    A state is never changed in place: a deletion makes a new one that no longer holds the deleted rows. It is derived
-    from personal data and belongs to the owner alone.
+    A state is never changed in place: a deletion makes a new one, whose sums are without the deleted rows. It is
+    derived from personal data, also after a deletion: a state of curvature returns the row of a single deletion
+    exactly. Keep it like the data.
     """
 
     kind: ClassVar[str]

@@ -72,8 +72,10 @@ class StateRecord(BaseModel):
 class Record(BaseModel):
     """What was done to a model: enough to repeat it, and nothing about anyone's data.
 
-    Digests of data are keyed with a secret that is kept in a file of its own. Without that file nobody can test a
-    guess about who was forgotten; with it the owner can prove which set was meant.
+    Digests of data, of states and of the original model are keyed with a secret that is kept in a file of its own.
+    Without that file nobody can test a guess about who was forgotten (where training is deterministic, by training with
+    the guess and comparing models); with it the owner can prove which set was meant. The digest of the result is plain:
+    it says which model the record speaks of to those who hold that model, and nothing that the model does not say.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -106,7 +108,7 @@ class Unlearned:
         model: The new model, in evaluation mode.
         record: What was done.
         problem: What was asked for.
-        key: The secret of the record's data digests.
+        key: The secret of the record's digests.
         method: What forgot; None of a result that was read from a folder without saying so.
         state: The problem's deletion state without the deleted rows, for the next request; None where there is none.
     """
@@ -117,6 +119,10 @@ class Unlearned:
     key: bytes = dataclasses.field(repr=False)
     method: Method | None = dataclasses.field(default=None, repr=False)
     state: DeletionState | None = dataclasses.field(default=None, repr=False)
+
+    def started_from(self, model: nn.Module) -> bool:
+        """Whether a model is the original that this one was made from, told by the record's keyed digest."""
+        return _keyed(digest_model(model), self.key) == self.record.original_digest
 
     def save(self, folder: str | Path, *, key_path: str | Path | None = None) -> None:
         """Write the weights, the record and, readable by the owner only, the key and the state.
@@ -177,17 +183,17 @@ class Unlearned:
                 f"{folder / MODEL_FILE} does not match {RECORD_FILE}: the weights were changed or belong to another "
                 "run; restore both files from the same run"
             )
-        if digest_model(problem.model) != record.original_digest:
+        key = _read_key(_key_file(folder, key_path))
+        if _keyed(digest_model(problem.model), key) != record.original_digest:
             raise SavedModelError(
-                f"the problem's model is not the original that {folder / RECORD_FILE} speaks of; load the weights "
-                "that unlearning started from"
+                f"the problem's model is not the original that {folder / RECORD_FILE} speaks of, or the key is that of "
+                "another run; load the weights that unlearning started from, and the key that was saved with the record"
             )
         model = copy.deepcopy(problem.model).requires_grad_(True).eval()
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
             raise SavedModelError(f"the saved weights do not fit the problem's model: {error}") from error
-        key = _read_key(_key_file(folder, key_path))
         _require_recorded_data(problem, record, key, folder)
         return cls(model, record, problem, key, method, _recorded_state(record, key, folder))
 
@@ -236,8 +242,9 @@ def unlearn(
         key = _key_for(run, folder, resume=resume)
         data = _describe_data(problem, key)
         if folder is not None:
-            identity = (type(method).__name__, settings, run.seed, original_digest, data, problem.classes)
-            identity += () if state_digest is None else (state_digest,)
+            original = _keyed(original_digest, key)
+            identity = (type(method).__name__, settings, run.seed, original, data, problem.classes)
+            identity += () if state_digest is None else (_keyed(state_digest, key),)
             fingerprint = digest_tensors({repr(identity): torch.empty(0)})
             run.checkpoints = CheckpointFolder(folder, fingerprint, run.conditions)
         seed_globals(run.seed, "method")
@@ -265,7 +272,7 @@ def unlearn(
         classes=list(problem.classes),
         data=data,
         state=_describe_state(problem.state, forgotten.state, key, state_digest),
-        original_digest=original_digest,
+        original_digest=_keyed(original_digest, key),
         result_digest=digest_model(model),
         phases=run.phases,
         seconds=max(seconds, sum(phase.seconds for phase in run.phases)),
@@ -305,9 +312,9 @@ def _digest(state: DeletionState | None) -> str | None:
     return None if state is None else state.digest()
 
 
-def _keyed(digest: str | None, key: bytes) -> str | None:
-    """A digest that cannot be linked between records, nor compared with that of a state which somebody else holds."""
-    return None if digest is None else hashlib.sha256(key + digest.encode()).hexdigest()
+def _keyed(digest: str, key: bytes) -> str:
+    """A digest that cannot be linked between records, nor compared with that of what somebody else holds or made."""
+    return hashlib.sha256(key + digest.encode()).hexdigest()
 
 
 def _describe_state(
@@ -316,7 +323,8 @@ def _describe_state(
     kinds = [state.kind for state in (after, before) if state is not None]
     if not kinds:
         return None
-    return StateRecord(kind=kinds[0], before=_keyed(digest_before, key), after=_keyed(_digest(after), key))
+    first, second = (None if digest is None else _keyed(digest, key) for digest in (digest_before, _digest(after)))
+    return StateRecord(kind=kinds[0], before=first, after=second)
 
 
 def _recorded_state(record: Record, key: bytes, folder: Path) -> DeletionState | None:

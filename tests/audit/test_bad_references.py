@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import tiny
-from expunge import AuditSettings, FleetSettings, Problem, Relearning, audit, split, unlearn
+from expunge import AuditSettings, ClosedForm, FleetSettings, Problem, Relearning, audit, split, unlearn
 from expunge.audit import Evidence
 from expunge.errors import ReferenceModelError
 from expunge.methods import FineTune, Stage
@@ -55,6 +55,18 @@ def test_a_recipe_that_ignores_what_it_is_given_is_refused(
     for _ in range(2):  # with models in the cache as without
         with pytest.raises(ReferenceModelError, match=f"ignores {ignored}"):
             audited(recipe, FleetSettings(cache=tmp_path))
+
+
+def test_a_formula_is_refused_before_it_is_fitted_with_what_to_do_instead(tmp_path: Path) -> None:
+    builds: list[int] = []
+
+    def build() -> nn.Module:
+        builds.append(1)
+        return nn.Linear(tiny.FEATURES, tiny.CLASSES, dtype=torch.double)
+
+    with pytest.raises(ReferenceModelError, match=r"\(ridge\) is a formula .* random, .*compare parameters instead"):
+        audited(ClosedForm(build, tiny.TASK, "ridge"), FleetSettings(cache=tmp_path))
+    assert not builds
 
 
 def test_a_recipe_that_throws_midway_loses_no_model_and_quotes_no_data(tmp_path: Path) -> None:

@@ -54,6 +54,15 @@ def test_the_same_recipe_has_the_same_name() -> None:
     assert name(closing_over([1, torch.ones(2)])) == name(closing_over([1, torch.ones(2)]))
 
 
+def test_what_names_no_module_has_no_name() -> None:
+    scope: dict[str, Any] = {"__name__": "users_recipes"}
+    exec("def recipe(data, seed): return helper\ndef helper(): return 1\nclass Settings: pass", scope)
+    scope["helper"].__module__ = scope["Settings"].__module__ = None
+    for value in (scope["helper"], scope["recipe"], functools.partial(scope["recipe"], 1), scope["Settings"]()):
+        with pytest.raises(ReferenceModelError, match=r"(helper|Settings) names no module that it comes from"):
+            name(value)
+
+
 @pytest.mark.parametrize(
     "changed",
     [

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -20,7 +21,7 @@ from expunge import Algorithm, Optimizer, Problem, Schedule, Supervised, split
 from expunge.audit import choosing, executors
 from expunge.audit.batched import Batched
 from expunge.audit.choosing import FleetSettings, choose
-from expunge.audit.executors import InProcess, Ray, TrainingJob
+from expunge.audit.executors import Finished, InProcess, Ray, TrainingJob
 from expunge.audit.fleet import Fleet, Trained
 from expunge.audit.references import Oracles
 from expunge.errors import MissingNeedError, OutputError, ReferenceModelError, SettingError
@@ -173,7 +174,12 @@ def test_one_that_diverges_does_not_take_the_others_with_it(tmp_path: Path) -> N
 def test_a_second_fleet_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = FleetSettings("in-process", cache=tmp_path)
     first = Fleet(recipe(), jobs()).train(settings, progress=False)
-    monkeypatch.setattr(InProcess, "train", lambda *_: pytest.fail("trained again"))
+
+    def train(*_: Any) -> Iterator[Finished]:  # a generator, as the real one is: nothing runs before it is asked
+        pytest.fail("trained again")
+        yield
+
+    monkeypatch.setattr(InProcess, "train", train)
     second = Fleet(recipe(), jobs()).train(FleetSettings(cache=tmp_path), progress=False)
 
     assert (first.cached, second.cached, second.choice.executor) == (0, 4, "none")

@@ -66,6 +66,8 @@ def test_the_summary_tells_what_was_measured(jobs: JobFolder) -> None:
     assert text.count("the bound holds") == 2
     assert text.count("Refused") == 2
     assert "bound in the certificate" in text
+    draws = len(stay.deletions[0].reference_accuracy)
+    assert f"Each range is that of {draws} draws of retraining with noise; by chance alone" in text
 
 
 def test_there_are_two_demonstrations(jobs: JobFolder) -> None:

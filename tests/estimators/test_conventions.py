@@ -23,6 +23,7 @@ ESTIMATORS = [
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+@pytest.mark.filterwarnings("ignore:.*rows are longer than feature_norm:UserWarning")
 @parametrize_with_checks(ESTIMATORS)
 def test_conventions(estimator: Any, check: Callable[[Any], None]) -> None:
     check(estimator)

@@ -1,6 +1,7 @@
 """Logistic regression: fitted to a measured optimum, forgotten with a certificate."""
 
 import pickle
+import warnings
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from expunge.errors import (
     LabelError,
     MissingNeedError,
     SettingError,
-    SingleClassError,
     UnknownRowError,
 )
 from expunge.estimators import LogisticRegression
@@ -143,14 +143,42 @@ def test_refusals_change_nothing() -> None:
         LogisticRegression(epsilon=0.0).fit(WINE, KINDS)
     with pytest.raises(SettingError, match="delta"):
         LogisticRegression(delta=0.1).fit(WINE, KINDS).forget(indices=[0])
-    with pytest.raises(SingleClassError):
+    with pytest.raises(ValueError, match=r"all .* rows are of one class"):
         LogisticRegression().fit(WINE[:9], KINDS[:9])
+
+
+@pytest.mark.parametrize("name", ["l2", "feature_norm", "tolerance"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), None, "a"])
+def test_settings_are_checked_before_anything_is_computed(name: str, value: Any) -> None:
+    model = LogisticRegression(**{name: value})
+    with pytest.raises(SettingError, match=f"{name} must be above 0"):
+        model.fit(WINE, KINDS)
+    assert not hasattr(model, "classes_")
+
+
+def test_a_tolerance_that_is_asked_for_is_recorded() -> None:
+    model = LogisticRegression(tolerance=0.05).fit(WINE, KINDS)
+    assert 1e-4 < model.residual_ <= 0.05
+    assert model.forget(indices=[0]).certificate_.sensitivity >= model.residual_ / model.l2
+
+
+def test_rows_that_are_mostly_clipped_are_told() -> None:
+    length = np.linalg.norm(WINE, axis=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = LogisticRegression(feature_norm=float(np.quantile(length, 0.75))).fit(WINE, KINDS)
+    assert model.clipped_ == pytest.approx(0.25, abs=0.01)
+    with pytest.warns(UserWarning, match=r"75% of the rows are longer than feature_norm .* divide the features"):
+        model.set_params(feature_norm=float(np.quantile(length, 0.25))).fit(WINE, KINDS)
+    assert model.clipped_ == pytest.approx(0.75, abs=0.01)
 
 
 def test_pandas_pipelines_and_grid_searches() -> None:
     frame = pd.DataFrame(CANCER, columns=[f"feature {number}" for number in range(30)])
     search = GridSearchCV(
-        make_pipeline(StandardScaler(), LogisticRegression()), {"logisticregression__l2": [1e-3, 1.0]}, cv=3
+        make_pipeline(StandardScaler(), LogisticRegression(feature_norm=8.0)),
+        {"logisticregression__l2": [1e-3, 1.0]},
+        cv=3,
     )
     search.fit(frame, HEALTH)
     *steps, last = (step for _, step in search.best_estimator_.steps)

@@ -21,6 +21,7 @@ from expunge import (
     NewtonRemoval,
     Origin,
     Problem,
+    Run,
     Tier,
     Unlearned,
     load_state,
@@ -35,6 +36,7 @@ from expunge.errors import (
     ConvergenceError,
     CurvatureError,
     DataError,
+    ForgetSetError,
     LabelError,
     MissingNeedError,
     NonFiniteDataError,
@@ -45,7 +47,7 @@ from expunge.errors import (
     UnknownRowError,
     UnsupportedTaskError,
 )
-from expunge.methods import Method
+from expunge.methods import Forgotten, Method
 from expunge.networks import mlp
 from expunge.privacy import gaussian_sigma
 from expunge.report.page import render
@@ -233,7 +235,7 @@ def test_requests_one_by_one_lead_where_one_request_does() -> None:
         held, model = result.state, result.model
     at_once = forget(problem(range(6)), NewtonRemoval())
     assert certificate(result).sensitivity == pytest.approx(certificate(at_once).sensitivity, rel=1e-6)
-    assert "6 rows deleted so far" in certificate(result).neighbours
+    assert "6 rows deleted since the state was recorded" in certificate(result).neighbours
     assert held is not None
     assert at_once.state is not None
     for name in ("gradient", "curvature"):
@@ -361,7 +363,7 @@ def test_saved_and_loaded_with_its_state(tmp_path: Path) -> None:
     assert result.state is not None
     assert loaded.state.digest() == result.state.digest()
     again = Problem(loaded.model, tiny.TASK, split(DATA, indices=[50]).forget, state=loaded.state)
-    assert "4 rows deleted so far" in certificate(forget(again, NewtonRemoval())).neighbours
+    assert "4 rows deleted since the state was recorded" in certificate(forget(again, NewtonRemoval())).neighbours
     save_state(given.state, tmp_path)
     with pytest.raises(SavedModelError, match=r"does not match record\.json: the state belongs to another run"):
         Unlearned.load(tmp_path, given)
@@ -476,6 +478,25 @@ def test_what_is_refused_leaves_everything_as_it_was(name: str) -> None:
     assert (given.state.digest(), digest_model(given.model)) == (state, model)
 
 
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda state: state.curvature.numpy().__setitem__((0, 1), 7.0),
+        lambda state: state.gradient.data.neg_(),
+        lambda state: state.rows.present.add_(1),
+    ],
+)
+def test_a_method_that_writes_to_the_state_is_an_error(write: Callable[[Any], Any]) -> None:
+    class Scribbler(NewtonRemoval):
+        def apply(self, problem: Problem, run: Run) -> Forgotten:
+            forgotten = super().apply(problem, run)
+            write(problem.state)
+            return forgotten
+
+    with pytest.raises(StateError, match="Scribbler wrote to the problem's state; a method must return a new one"):
+        forget(problem(), Scribbler())
+
+
 def test_a_state_of_another_kind() -> None:
     build = lambda: nn.Linear(tiny.FEATURES, tiny.CLASSES, dtype=torch.double)  # noqa: E731
     linear = ClosedForm(build, tiny.TASK, "ridge", {"penalty": 0.5})(DATA, 0)
@@ -522,6 +543,7 @@ def test_a_combined_curvature_that_is_not_positive_is_refused() -> None:
         ({"reference_residual": -1e-9}, "reference_residual must be at least 0"),
         ({"surrogate_distance": 1.5}, "surrogate_distance must be at most 1"),
         ({"l2": 0.1}, "curvature='state' does not use l2; leave it out"),
+        ({**GUESSED, "curvature": "surrogate", "l2": 0.1, "training_examples": 1}, "must be at least 2, not 1"),
         ({"curvature": "retain"}, "curvature='retain' needs l2 to be given"),
         ({"curvature": "retain", "l2": 0.1, "training_examples": 5}, "does not use training_examples"),
         ({"curvature": "surrogate", "l2": 0.1}, "needs training_examples, training_residual, surrogate_distance"),
@@ -530,3 +552,81 @@ def test_a_combined_curvature_that_is_not_positive_is_refused() -> None:
 def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(SettingError, match=words):
         NewtonRemoval(**settings)
+
+
+def by_retain(retain: Any, chosen: list[int], state: Any = None) -> Unlearned:
+    return forget(Problem(MODEL, tiny.TASK, split(DATA, indices=chosen).forget, retain, state=state), RETAIN)
+
+
+def copied(*indices: int) -> TensorDataset:
+    kept = torch.ones(len(DATA), dtype=torch.bool)
+    kept[list(indices)] = False
+    return TensorDataset(*(tensor[kept].clone() for tensor in DATA.tensors))
+
+
+def test_retained_data_certify_only_where_a_state_shows_that_they_are_the_rest() -> None:
+    state = problem().state
+    shown = certificate(by_retain(copied(0, 1), [0, 1], state))
+    assert (shown.tier, shown.conditions) == (Tier.CERTIFIED, ())
+    assert "retraining the head on the retained data given" in shown.reference
+    assert "2 rows deleted in this request" in shown.neighbours
+    for retain in (copied(0, 1), split(DATA, indices=[0, 1]).retain):
+        found = certificate(by_retain(retain, [0, 1]))
+        assert found.tier is Tier.CONDITIONAL
+        assert found.conditions == ("retain and forget set together are the training set, row for row",)
+    with pytest.raises(ConvergenceError, match="no optimum"):
+        by_retain(copied(0, 1, 50), [0, 1])
+    with pytest.raises(DataError, match=r"have 119 rows, 0 of which the state does not list, and the state lists 120"):
+        by_retain(copied(0, 1, 50), [0, 1], state)
+    with pytest.raises(DataError, match="have 121 rows"):
+        by_retain(copied(1), [0, 1], state)
+    with pytest.raises(StateError, match="another model"):
+        by_retain(copied(0), [0], forget(problem([0]), NewtonRemoval()).state)
+
+
+def test_rows_to_be_forgotten_that_are_still_retained_are_refused() -> None:
+    with pytest.raises(ForgetSetError, match=r"2 rows of the retain set are also in the forget set.* take them out"):
+        by_retain(copied(9), [0, 1, 9])
+    doubled = TensorDataset(*(torch.cat([tensor, tensor[:1]]) for tensor in DATA.tensors))
+    model, parts = heads.fitted(doubled), split(doubled, indices=[0])
+    found = forget(Problem(model, tiny.TASK, parts.forget, parts.retain), RETAIN)
+    assert found.record.guarantee is Tier.CONDITIONAL, "two positions of one dataset: a copy that is to stay"
+
+
+def test_a_second_request_from_retained_data_goes_on_from_the_noise() -> None:
+    first = by_retain(split(DATA, indices=[0]).retain, [0])
+    parts = split(copied(0), indices=[4])
+    second = Problem(first.model, tiny.TASK, parts.forget, parts.retain)
+    with pytest.raises(ConvergenceError, match="no optimum"):
+        forget(second, RETAIN)
+    found = certificate(forget(second, dataclasses.replace(RETAIN, reference_residual=1e-12, steps=6)))
+    assert found.sensitivity < 1e-6
+    assert "the row deleted in this request" in found.neighbours
+
+
+def test_a_surrogate_cannot_know_that_the_rows_were_in_training() -> None:
+    said = "the forget rows were in training, each as often as it is given, and were not deleted before"
+    assert said in certificate(forget(problem(), BY_SURROGATE)).conditions
+
+
+def test_the_numbers_of_a_certificate_are_not_covered_and_sigma_only_where_it_was_fixed() -> None:
+    for name, method in SOURCES.items():
+        free = certificate(forget(problem(), method)).not_covered
+        fixed = certificate(forget(problem(), dataclasses.replace(method, sigma=1e3))).not_covered
+        for listed in (free, fixed):
+            assert any(each.startswith("the measured numbers of this certificate (step,") for each in listed), name
+        assert any(each.startswith("sigma, which was chosen from the data") for each in free)
+        assert not any(each.startswith("sigma") for each in fixed)
+
+
+def test_noise_of_a_certificate_comes_from_no_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def counted(size: int) -> bytes:
+        asked.append(size)
+        return bytes(size)  # the smallest place of all, with the sign that is kept: every draw is the same
+
+    monkeypatch.setattr("expunge.privacy.drawing.os.urandom", counted)
+    first, second = (forget(problem(), NewtonRemoval(), seed=seed) for seed in (1, 2))
+    assert 8 * weights(MODEL).numel() in asked
+    assert digest_model(first.model) == digest_model(second.model)

@@ -43,6 +43,13 @@ def test_the_certificate_and_the_noise_behind_it() -> None:
     }  # fmt: skip
     assert [phase.name for phase in result.record.phases] == ["noise", "repair"]
     assert result.record.phases[0].steps == 20
+    assert any("drawn by PCG64 under 128 secret bits, not by a cipher" in each for each in found.not_covered)
+
+
+def test_no_loss_from_before_the_last_noise_is_recorded() -> None:
+    noise, repair = forget(METHOD).record.phases
+    assert noise.history == [], "its losses are exact figures of the original and of steps that are not released"
+    assert len(repair.history) == repair.steps > 0
 
 
 def test_every_step_moves_as_the_accountant_believes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,6 +183,12 @@ def test_requests_that_cannot_be_met() -> None:
     refused(UnknownRowError, "never in training", forget=stranger)
     refused(DataError, r"rows that the shards to be retrained consist of are not in", retain=Subset(DATA, range(6, 60)))
     refused(StateError, "was recorded with 3 shards, 3 slices", recipe=dataclasses.replace(SHARDED, slices=2))
+    for build in (
+        lambda: mlp(tiny.FEATURES, tiny.CLASSES, hidden=(9,)),  # would make an ensemble of two architectures
+        lambda: nn.Sequential(mlp(tiny.FEATURES, tiny.CLASSES, hidden=(8,)), nn.Tanh()),
+    ):
+        another = dataclasses.replace(SHARDED, recipe=dataclasses.replace(RECIPE, build=build))
+        refused(StateError, r"was recorded with .* members that begin as .*pass the recipe", recipe=another)
     refused(SettingError, "what a `Sharded` recipe trained, not a Supervised", recipe=RECIPE)
     with pytest.raises(ForgetSetError, match="discard it instead"):
         unlearn(

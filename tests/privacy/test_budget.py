@@ -1,13 +1,15 @@
 """A budget says when to retrain, and keeps count."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from expunge import Certificate, Constant, DeletionBudget, Origin, Tier
 from expunge.errors import BudgetError, SavedModelError, SettingError
-from expunge.privacy import gaussian_epsilon, gaussian_sigma, tier_of
+from expunge.privacy import gaussian_epsilon, gaussian_sigma, require_request, tier_of
 
 
 @pytest.fixture
@@ -52,10 +54,32 @@ def test_it_is_kept_in_a_file(budget: DeletionBudget, tmp_path: Path) -> None:
         DeletionBudget.load(tmp_path / "budget.json")
 
 
-@pytest.mark.parametrize("change", [{"epsilon": 0.0}, {"delta": 1.0}, {"sigma": 0.0}])
-def test_a_budget_that_guarantees_nothing_is_refused(change: dict[str, float]) -> None:
-    with pytest.raises((SettingError, ValidationError)):
-        DeletionBudget(**{"sigma": 0.01, "epsilon": 1.0, "delta": 1e-5, **change})
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"epsilon": 0.0}, "epsilon must be above 0 and finite, not 0.0"),
+        ({"delta": 1.0}, "delta must lie between 0 and 1, not 1.0"),
+        ({"sigma": 0.0}, "sigma is 0.0: input should be greater than 0"),
+        ({"sigma": "a", "spent": -1.0}, "sigma is 'a': .*; spent is -1.0: "),
+        ({"epsilon": "a"}, "epsilon is 'a': input should be a valid number"),
+        ({"sgima": 1.0}, "sgima is 1.0: extra inputs are not permitted"),
+    ],
+)
+def test_a_budget_that_guarantees_nothing_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    given = {"sigma": 0.01, "epsilon": 1.0, "delta": 1e-5, **change}
+    with pytest.raises(SettingError, match=words):
+        DeletionBudget(**given)
+    (tmp_path / "budget.json").write_text(json.dumps(given))
+    with pytest.raises(SavedModelError, match="holds no deletion budget"):
+        DeletionBudget.load(tmp_path / "budget.json")
+
+
+@pytest.mark.parametrize("value", ["a", None, True])
+def test_a_request_that_is_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(SettingError, match="epsilon must be above 0 and finite"):
+        require_request(value, 1e-5)
+    with pytest.raises(SettingError, match="delta must lie between 0 and 1"):
+        require_request(1.0, value)
 
 
 def constant(origin: Origin) -> Constant:

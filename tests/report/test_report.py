@@ -15,6 +15,7 @@ from expunge.methods import Tier
 from expunge.report import render, write_report
 from expunge.report.comparisons import MOST_GROUPS, shown_groups
 from expunge.report.figures import MOST_ANSWERS, MOST_LAYERS, MOST_ORACLES, pictures
+from expunge.report.words import duration
 from expunge.unlearning import Record
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -203,6 +204,14 @@ def test_where_a_measure_lies_is_told_in_words(
     )
     rows = Page(render(record, changed(evidence, measures=[measure]))).rows
     assert [row[6] for row in rows if row[:2] == ["accuracy", "forget"] and len(row) == 7] == [lies]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.0004, "0.40 ms"), (0.0043, "4.3 ms"), (0.075, "75 ms"), (0.1, "0.10 s"), (12.0, "12 s"), (7200.0, "2.0 h")],
+)
+def test_durations_are_told_in_the_unit_that_shows_them(seconds: float, told: str) -> None:
+    assert words(duration(seconds)) == told
 
 
 def test_relearn_steps_and_phases_are_tabled(html: str, record: Record) -> None:

@@ -1,10 +1,12 @@
 """A state of curvature: what it holds, that it forgets too, and what it refuses."""
 
+import copy
 import dataclasses
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,10 +29,13 @@ from expunge.errors import (
     UnknownRowError,
     UnsupportedTaskError,
 )
-from expunge.states import STATE_FILE, CurvatureState, HeadLoss, fit_head, head_rows
+from expunge.networks import ClippedFeatures
+from expunge.states import STATE_FILE, CurvatureState, HeadLoss, base, digest_state, fit_head, head_rows
 from expunge.states.head import ledger_rows
 from expunge.states.solving import cholesky, conjugate_gradients, require_positive_definite
+from expunge.storage import digest_tensors
 
+ROOT = Path(__file__).parents[2]
 DATA = heads.data()
 by_loss = pytest.mark.parametrize("loss", HeadLoss)
 
@@ -239,6 +244,32 @@ def test_layers_and_buffers_before_the_head_are_noticed() -> None:
         assert state.feature_norm > 1
 
 
+class Remembering(nn.Module):
+    """No parameter and no buffer, and yet it holds a mean of the training set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = DATA.tensors[0].mean(0)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs - self.mean
+
+
+def test_a_layer_that_may_remember_something_is_not_a_head_alone() -> None:
+    def alone(*before: nn.Module) -> bool:
+        model = nn.Sequential(*before, nn.Linear(tiny.FEATURES, tiny.CLASSES, dtype=torch.double))
+        state = record(heads.fitted(DATA, model=model), tiny.TASK, DATA, l2=heads.L2)
+        assert isinstance(state, CurvatureState)
+        return state.head_alone
+
+    assert alone()
+    assert alone(nn.Identity(), nn.Sequential(nn.Flatten()), ClippedFeatures(constant=False))
+    assert not alone(Remembering())
+    hooked = nn.Identity()
+    hooked.register_forward_hook(lambda module, inputs, output: output - DATA.tensors[0].mean(0))
+    assert not alone(hooked)
+
+
 def test_training_is_not_disturbed() -> None:
     model = heads.fitted(DATA)
     model.train()
@@ -274,6 +305,73 @@ def test_a_system_is_solved_to_the_stated_residual() -> None:
     assert require_positive_definite(product, right) == pytest.approx(heads.L2, rel=1e-2)
 
 
+@by_loss
+def test_a_newton_step_solves_the_system_that_is_built_whole(loss: HeadLoss) -> None:
+    _, state = recorded(loss)
+    blocks = state.curvature if state.curvature.ndim == 3 else state.curvature[None]
+    system = torch.block_diag(*blocks) / 120 + heads.L2 * torch.eye(state.weights.numel(), dtype=torch.double)
+    exact = -torch.linalg.solve(system, state.mean_gradient().flatten()).reshape(state.weights.shape)
+    before = state.curvature.clone()
+    solution = state.newton_step()
+    assert float((solution.step - exact).norm()) <= 1e-10 * float(exact.norm())
+    left = (system @ solution.step.flatten()).reshape(exact.shape) + state.mean_gradient()
+    torch.testing.assert_close(solution.residual, left, rtol=0, atol=1e-14)
+    assert torch.equal(state.curvature, before)
+
+
+def test_a_digest_is_taken_once_and_again_after_any_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def counted(tensors: Any) -> str:
+        taken.append(1)
+        return digest_tensors(tensors)
+
+    monkeypatch.setattr(base, "digest_tensors", counted)
+    _, state = recorded()
+    known = state.digest()
+    assert state.digest() == known
+    assert len(taken) == 1
+    # a sign, the last bit, a swap and a zero, by ways that torch counts as writes and by ways that it does not
+    sums, digests = state.curvature.numpy(), state.rows.present
+    for write in (
+        lambda: sums.__setitem__((3, 5), -sums[3, 5]),
+        lambda: sums.__setitem__((2, 2), float(np.nextafter(sums[2, 2], 9.0))),
+        lambda: sums.__setitem__(slice(None), sums[::-1].copy()),
+        lambda: state.weights.data[0].zero_(),
+        lambda: state.gradient.mul_(2),
+        lambda: digests.add_(1),
+        lambda: state.rows.key.numpy().__setitem__(31, state.rows.key.numpy()[31] ^ 1),
+    ):
+        write()
+        assert state.digest() != known
+        known = state.digest()
+        assert known == digest_state(copy.deepcopy(state)) == dataclasses.replace(state).digest()
+
+
+def test_a_digest_tells_other_shapes_types_and_odd_lengths_apart() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Held:
+        held: Tensor
+        kind: ClassVar[str] = "held"
+
+        def digest(self) -> str:
+            return digest_state(self)
+
+        def tensors(self) -> dict[str, Tensor]:
+            return {"held": self.held}
+
+        def notes(self) -> dict[str, Any]:
+            return {}
+
+    zeros = [torch.zeros(size, dtype=kind) for size in (0, 1, 7, 8, 9) for kind in (torch.uint8, torch.int64)]
+    states = [Held(tensor) for tensor in (*zeros, torch.zeros(3, 3).byte(), torch.zeros(1, dtype=torch.double))]
+    assert len({state.digest() for state in states}) == len(states)
+    for state in states:
+        before = state.digest()
+        state.held.view(-1)[-1:].add_(1)
+        assert (state.digest() != before) == bool(state.held.numel())
+
+
 def test_a_system_that_is_not_positive_definite_is_refused() -> None:
     values = torch.linspace(-0.1, 1, 12, dtype=torch.double)
     right = torch.randn(3, 4, dtype=torch.double)
@@ -305,3 +403,24 @@ def test_classes_of_any_number() -> None:
     with torch.no_grad():
         model[1].weight.copy_(fit_head(head_rows(model, task, data, HeadLoss.SOFTMAX), heads.L2))
     assert isinstance(record(model, task, data, l2=heads.L2), CurvatureState)
+
+
+@by_loss
+def test_a_state_returns_the_row_of_a_single_deletion_as_its_documentation_says(loss: HeadLoss, tmp_path: Path) -> None:
+    """What docs/guarantees.md, `NewtonRemoval` and the class say of it: should this end, they must change."""
+    model, state = recorded(loss)
+    gone = split(DATA, indices=[17]).forget
+    save_state(without(model, state, gone), tmp_path)
+    held = load_state(tmp_path)
+    assert isinstance(held, CurvatureState)
+    recovered = -(held.gradient + held.recorded * held.settings.l2 * held.weights)  # (classes, width), of rank one
+    direction = torch.linalg.svd(recovered)[2][0]
+    (row,) = next(head_rows(model, tiny.TASK, gone, loss).chunks())[0]
+    assert float(torch.cosine_similarity(direction, row, dim=0).abs()) == pytest.approx(1.0, abs=1e-9)
+    inputs = direction[:-1] / direction[-1]  # the constant's feature gives the length
+    torch.testing.assert_close(inputs, DATA.tensors[0][17], rtol=0, atol=1e-7)
+    for text in (CurvatureState.__doc__, *(ROOT.joinpath(name).read_text(encoding="utf-8") for name in WARNED)):
+        assert "returns the row of a single deletion exactly" in " ".join((text or "").split())
+
+
+WARNED = ("docs/guarantees.md", "docs/estimators.md", "src/expunge/problem.py", "src/expunge/methods/newton_removal.py")

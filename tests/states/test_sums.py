@@ -21,6 +21,7 @@ from expunge.errors import (
     CurvatureError,
     DataError,
     ForgetSetError,
+    LostPrecisionError,
     ModelError,
     NonFiniteDataError,
     SavedModelError,
@@ -32,6 +33,7 @@ from expunge.errors import (
 )
 from expunge.networks import GaussianNaiveBayes, mlp
 from expunge.states import (
+    ClassMoments,
     ClosedForm,
     DiscriminantStatistics,
     NaiveBayesStatistics,
@@ -120,6 +122,60 @@ def test_an_outlier_leaves_no_trace(kind: str) -> None:
     x, t = rows()
     x[0] = 999_999_999.0
     assert worst(KINDS[kind](x, t).without(x[:1], t[:1]), KINDS[kind](x[1:], t[1:])) <= 1e-10
+
+
+@by_kind
+def test_an_outlier_that_left_a_trace_is_refused(kind: str) -> None:
+    x, t = rows()
+    for exponent in range(8, 31):
+        far = x.clone()
+        far[7, 1] = 10.0**exponent
+        held = KINDS[kind](far, t)
+        digest = held.digest()
+        rest = torch.arange(ROWS) != 7
+        if exponent <= 10:
+            assert worst(held.without(far[7:8], t[7:8]), KINDS[kind](far[rest], t[rest])) <= 1e-10
+            continue
+        with pytest.raises(LostPrecisionError, match="cannot be taken out exactly"):
+            held.without(far[7:8], t[7:8])
+        assert held.digest() == digest
+        held.without(far[9:10], t[9:10])  # other rows still can be
+
+
+@pytest.mark.parametrize("size", [1e12, 1e14, 1e18, 1e20, 1e24, 1e30])
+def test_an_outlier_among_targets(size: float) -> None:
+    x, _ = rows()
+    y = (x @ torch.arange(1.0, FEATURES + 1, dtype=torch.double))[:, None]
+    y[7] = size
+    held = RidgeStatistics.of(x, y)
+    rest = torch.arange(ROWS) != 7
+    if size > 1e20:
+        with pytest.raises(LostPrecisionError):
+            held.without(x[7:8], y[7:8])
+    else:
+        assert worst(held.without(x[7:8], y[7:8]), RidgeStatistics.of(x[rest], y[rest])) <= 1e-10
+
+
+def test_what_only_the_deleted_rows_had_can_be_taken_out() -> None:
+    x, t = rows()
+    x[:, 2] = 0
+    x[7, 2] = 1.0  # a rare category
+    y = torch.zeros(ROWS, 1, dtype=torch.double)
+    y[7] = 5.0
+    rest = torch.arange(ROWS) != 7
+    for kind in ("ridge", "naive Bayes"):
+        assert worst(KINDS[kind](x, t).without(x[7:8], t[7:8]), KINDS[kind](x[rest], t[rest])) <= 1e-10
+    assert not RidgeStatistics.of(x, y).without(x[7:8], y[7:8]).solve()["weight"].any()
+    assert not ClassMoments.of(x, t).without(x[7:8], t[7:8]).covariances[:, 2].any()
+    few, classes = x[[7, 8, 9]], torch.eye(3, dtype=torch.double)
+    assert ClassMoments.of(few, classes).without(few[1:2], classes[1:2]).counts.tolist() == [1, 0, 1]
+
+
+def test_moments_refuse_an_outlier() -> None:
+    x, t = rows()
+    x[7, 1] = 1e20
+    with pytest.raises(LostPrecisionError):
+        ClassMoments.of(x, t).without(x[7:8], t[7:8])
 
 
 @pytest.mark.parametrize("intercept", [True, False])

@@ -29,7 +29,6 @@ from expunge.audit.verdict import judge
 from expunge.data import MapDataset
 from expunge.errors import MissingNeedError, ReferenceModelError, SettingError
 from expunge.problem import Problem
-from expunge.storage import digest_model
 from expunge.training import Execution, Run, reproducible
 from expunge.unlearning import Record, Unlearned
 
@@ -111,7 +110,7 @@ class References:
         Raises:
             ReferenceModelError: It was unlearned from another original.
         """
-        if unlearned.record.original_digest != digest_model(self.problem.model):
+        if not unlearned.started_from(self.problem.model):
             raise ReferenceModelError(
                 "this model was unlearned from another original than the references were prepared for"
             )

@@ -110,6 +110,11 @@ class Comparison:
     def _gone(self) -> set[str]:
         return self.unlearned.sets[FORGET].kinds - self.unlearned.sets["retain"].kinds
 
+    @property
+    def _single(self) -> bool:
+        """Whether a single example was to be forgotten."""
+        return not self.original.relearning
+
     def _qualities(self) -> Iterator[Measure]:
         for name, seen in self.unlearned.sets.items():
             for part, chosen in self._parts(name, seen):
@@ -204,8 +209,8 @@ class Comparison:
 
     @cached_property
     def attacks(self) -> list[Attack]:
-        """Every membership attack that can be made, on all models."""
-        return self._attackers.attacks()
+        """Every membership attack that can be made, on all models; on a single forget example it is none."""
+        return [] if self._single else self._attackers.attacks()
 
     @cached_property
     def _attackers(self) -> Attackers:
@@ -225,14 +230,14 @@ class Comparison:
         ]
 
     def notes(self) -> list[str]:
-        """Attacks that can tell nothing, and subgroups that are too small to be judged."""
+        """What could not be done, attacks that can tell nothing, and subgroups that are too small to be judged."""
         small = [
             f"{few} value{'s' if few > 1 else ''} of the subgroup {name!r} with fewer than {FEWEST_OF_SUBGROUP} "
             f"examples {'are' if few > 1 else 'is'} left out"
             for name in self.subgroups
             if (few := sum(int(chosen.sum()) < FEWEST_OF_SUBGROUP for _, chosen in self._members(name)))
         ]
-        return small + [
+        return [*([_SINGLE] if self._single else []), *small] + [
             f"the attack {attack.name} gives every example the same score on every oracle, so it tells nothing here "
             "and is not judged"
             for attack in self.attacks
@@ -325,6 +330,13 @@ class Comparison:
                 for model, values in heights.items()
             },
         )
+
+
+_SINGLE = (
+    "there is one forget example: relearning and the probes of the features, which learn from some and are measured on "
+    "others, and membership attacks, which rank several, are left out; a share of the forget set is then 0 or 1, so "
+    "that only gross differences show in it"
+)
 
 
 def _band_at(curves: Sequence[Sequence[float]], position: int) -> Interval:

@@ -148,7 +148,7 @@ class _Identity:
     def _function(self, function: types.FunctionType) -> Self:
         if function.__name__ in _READERS:
             raise ReferenceModelError(f"{function.__qualname__} may read a file, a clock or the machine's state")
-        if _package(function.__module__) is not None:
+        if _package_of(function) is not None:
             return self._named(function)._sequence([function.__defaults__, function.__kwdefaults__])._cells(function)
         self._put("function").feed(function.__module__).feed(function.__qualname__)
         self._sequence([function.__defaults__, function.__kwdefaults__, dict(vars(function))])._cells(function)
@@ -214,7 +214,7 @@ class _Identity:
                 self._put(name).feed(value)
 
     def _class(self, kind: type[Any]) -> Self:
-        if _package(kind.__module__) is not None:
+        if _package_of(kind) is not None:
             return self._named(kind)
         self._put("class").feed(kind.__module__).feed(kind.__qualname__)._sequence(list(kind.__bases__))
         for name, value in sorted(vars(kind).items()):
@@ -294,6 +294,14 @@ def _package(module: str) -> str | None:
         return None
     found = [_version(name) for name in _distributions().get(top, ())]
     return " ".join(found) or None
+
+
+def _package_of(value: types.FunctionType | type[Any]) -> str | None:
+    """The same for the module that defines a function or a class."""
+    module = cast(Any, value.__module__)
+    if not isinstance(module, str):  # as of code that was run where nothing has a name
+        raise ReferenceModelError(f"{value.__qualname__} names no module that it comes from")
+    return _package(module)
 
 
 @cache

@@ -62,7 +62,8 @@ class Portrait:
     Attributes:
         sets: What it does on each set, by name.
         outputs: On the forget set: (examples, ...).
-        relearning: For each form of the relearning test, quality at each of its steps, each (examples,).
+        relearning: For each form of the relearning test, quality at each of its steps, each (examples,); none where a
+            single example is to be forgotten.
         recognised: By probe, how often its features recognise each forget example: (examples,).
         quantised: Headline quality on the forget set with weights rounded to so many bits: (examples,).
         near: Headline quality on the retained examples nearest to the forget set, if asked for: (examples,).
@@ -87,7 +88,7 @@ class Sitting:
     run: Run
     sets: Mapping[str, MapDataset]
     positions: Mapping[str, NDArray[np.int64]]
-    relearning: RelearningTest
+    relearning: RelearningTest | None
     probes: Probes
     bits: tuple[int, ...]
     near: MapDataset | None
@@ -116,7 +117,7 @@ class Sitting:
         return Portrait(
             {name: self._observe(model, data) for name, data in self.sets.items()},
             outputs,
-            self.relearning.curves(model),
+            {} if self.relearning is None else self.relearning.curves(model),
             self.probes.recognised(model),
             {bits: self._headline(quantised(model, bits), self.sets[FORGET]) for bits in self.bits},
             None if self.near is None else self._headline(model, self.near),

@@ -13,6 +13,7 @@ from expunge.audit.fleet import Fleet
 from expunge.data import MapDataset, subset
 from expunge.errors import MissingNeedError, ReferenceModelError, SettingError
 from expunge.problem import Problem, Recipe, require_finite
+from expunge.states import ClosedForm
 from expunge.storage import digest_model
 from expunge.training import Supervised
 from expunge.training.seeds import derive
@@ -73,10 +74,11 @@ class Oracles:
         Raises:
             SettingError: Fewer than two are asked for, or the executor asked for cannot train them.
             MissingNeedError: The problem has no recipe or no retain set.
-            ReferenceModelError: The recipe failed, or ignores its seed or its data.
+            ReferenceModelError: The recipe failed, ignores its seed or its data, or has nothing random in it.
             OutputError: The cache folder that was asked for cannot be used.
         """
         _require_several(count)
+        _require_random(problem.recipe)
         if problem.recipe is None or problem.retain is None:
             missing = "a recipe" if problem.recipe is None else "the retain set"
             raise MissingNeedError(
@@ -129,11 +131,22 @@ def _require_several(count: int) -> None:
         raise SettingError(f"an audit compares with at least two oracles, and three for a verdict, not {count}")
 
 
+def _require_random(recipe: Recipe | None) -> None:
+    """Refuse before training what makes one and the same model whatever the seed."""
+    if isinstance(recipe, ClosedForm):
+        raise ReferenceModelError(
+            f"a ClosedForm recipe ({recipe.kind}) is a formula without anything random, so all oracles would be one "
+            "model and an audit has no range to hold another against; compare parameters instead: those after an "
+            "exact deletion equal those of `recipe(problem.retain, 0)` up to rounding"
+        )
+
+
 def _require_different(models: Sequence[nn.Module]) -> None:
     digests = [digest_model(model) for model in models]
     for one, other in combinations(range(len(digests)), 2):
         if digests[one] == digests[other]:
             raise ReferenceModelError(
                 f"oracles {one + 1} and {other + 1} are equal bit for bit: one model was passed twice, or the recipe "
-                "ignores its seed, so nothing is known of how retraining varies"
+                "ignores its seed, so nothing is known of how retraining varies; use models of different seeds, or, "
+                "where training has nothing random in it, compare the parameters with those of one retrained model"
             )

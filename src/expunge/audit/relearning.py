@@ -36,6 +36,9 @@ class Form:
     refit: bool
 
 
+FEWEST_RELEARNED = 2
+"""Forget examples: one to learn and one to measure on."""
+
 PLAIN = Form("relearning", from_forget=True, refit=False)
 REFITTED = Form("relearning, head refitted", from_forget=True, refit=True)
 RETAINED = Form("relearning from retained data", from_forget=False, refit=False)
@@ -87,14 +90,10 @@ class RelearningTest:
     measured: MapDataset
 
     @classmethod
-    def prepare(cls, settings: Relearning, run: Run, forget: MapDataset, retain: MapDataset) -> "RelearningTest":
-        """Draw the examples to learn from and those to measure on.
-
-        Raises:
-            SettingError: The forget set has a single example.
-        """
-        if len(forget) < 2:
-            raise SettingError("relearning needs at least 2 forget examples: one to learn and one to measure on")
+    def prepare(cls, settings: Relearning, run: Run, forget: MapDataset, retain: MapDataset) -> "RelearningTest | None":
+        """Draw the examples to learn from and those to measure on; None where there is a single one to forget."""
+        if len(forget) < FEWEST_RELEARNED:
+            return None
         order = torch.randperm(len(forget), generator=generator(run.seed, "relearned"))
         count = min(settings.forget_examples, len(forget) // 2)
         kept = torch.randperm(len(retain), generator=generator(run.seed, "relearned with"))[: settings.retain_examples]

@@ -231,7 +231,8 @@ def _console() -> Console:
 
 def _say(text: str) -> None:
     if is_main_process():
-        Console(stderr=True).print(escape(text), highlight=False, soft_wrap=True)
+        # a terminal's lines are broken between words; a file's are left whole
+        Console(stderr=True).print(escape(text), highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
 def _explain(error: Exception) -> None:

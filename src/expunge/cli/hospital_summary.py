@@ -15,7 +15,11 @@ from expunge.unlearning import KEY_FILE
 def print_hospital(console: Console, stay: Stay) -> None:
     """What each deletion changed beside what retraining would have, what was refused, and where to read on."""
     console.print(_table(stay))
-    console.print()
+    draws = len(stay.deletions[0].reference_accuracy)
+    console.print(
+        f"Each range is that of {draws} draws of retraining with noise; by chance alone a figure may lie outside it.\n",
+        soft_wrap=True,
+    )
     for each in stay.deletions:
         _print_promise(console, each)
     console.print()
@@ -29,7 +33,8 @@ def print_hospital(console: Console, stay: Stay) -> None:
         console.print(f"  [bold]{escape(str(each.folder / REPORT_FILE))}[/bold]", soft_wrap=True)
     console.print(
         f"The state that the next deletion needs lies in {escape(str(stay.deletions[-1].folder))}; like the key "
-        f"({KEY_FILE}) it is the owner's alone. Those used before are gone.",
+        f"({KEY_FILE}) it is the owner's alone: what one patient gave can be computed from it, so keep it like the "
+        "data. Those used before are gone.",
         soft_wrap=True,
     )
 

@@ -10,7 +10,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 
-from expunge.errors import ForgetSetError, SingleClassError
+from expunge.errors import ForgetSetError
 from expunge.estimators._rows import Indices, RowStore, codes, numbers, require_one_request, store_or_refuse
 from expunge.methods.exactness import certify_fit
 from expunge.privacy import Certificate
@@ -106,6 +106,6 @@ class StatisticsClassifier(StatisticsEstimator):
         held = (counts > 0).numpy()
         if held.sum() < least:
             if len(held) < least:
-                raise SingleClassError(f"all {int(counts.sum())} rows are of one class; add rows of another class")
+                raise ValueError(f"all {int(counts.sum())} rows are of one class; add rows of another class")
             raise ForgetSetError("only one class would be left, between which and others there is nothing to learn")
         return held

@@ -1,5 +1,7 @@
 """Logistic regression that forgets with a certificate."""
 
+import warnings
+from dataclasses import dataclass
 from typing import Any, Self, cast
 
 import numpy as np
@@ -11,12 +13,12 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from expunge.errors import SingleClassError
 from expunge.estimators._rows import Indices, RowStore, codes, numbers, require_one_request, store_or_refuse
 from expunge.methods import NewtonRemoval
 from expunge.networks import ClippedFeatures
 from expunge.privacy import Certificate
 from expunge.problem import Problem
+from expunge.settings import require_positive
 from expunge.states import CurvatureState, HeadLoss, fit_head, head_rows
 from expunge.states.head import head_weights, set_head_weights
 from expunge.tasks import Classification
@@ -26,7 +28,10 @@ from expunge.unlearning import unlearn
 Floats = NDArray[np.float64]
 
 _RECORDED = 1e-4
-"""Gradient norm above which a fit is not recorded as an optimum."""
+"""Gradient norm above which a fit is not recorded as an optimum, unless a larger tolerance was asked for."""
+
+_MOST = 0.5
+"""Share of clipped rows above which `fit` warns."""
 
 
 class LogisticRegression(ClassifierMixin, BaseEstimator):
@@ -56,6 +61,8 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         coef_: (classes, features) weights on clipped features.
         intercept_: (classes,) weight of the constant.
         residual_: Gradient norm at which fitting stopped, as measured.
+        clipped_: Share of the rows that are longer than `feature_norm` without their constant; little but the direction
+            is left of those.
         certificate_: What is guaranteed of the last deletion; there is none before one.
     """
 
@@ -63,6 +70,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
     coef_: Floats
     intercept_: Floats
     residual_: float
+    clipped_: float
     certificate_: Certificate
 
     def __init__(
@@ -90,15 +98,21 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         """Fit to rows (rows, features) and labels (rows,).
 
         Raises:
+            ValueError: The data are not what scikit-learn takes, or all of one class.
+            SettingError: A setting is out of range.
             ConvergenceError: The tolerance is not reached, which rounding may prevent.
+
+        Warns:
+            UserWarning: More than half of the rows are clipped.
         """
-        self._removal()  # refuse settings before anything is computed
+        _Objective(self.l2, self.feature_norm, self.tolerance)  # refuse settings before anything is computed
+        self._removal()
         rows, given = validate_data(self, X, y, ensure_min_samples=2)
         labels = column_or_1d(given, warn=True)
         check_classification_targets(labels)
         classes = np.unique(labels)
         if len(classes) < 2:
-            raise SingleClassError(f"all {len(labels)} rows are of one class; add rows of another class")
+            raise ValueError(f"all {len(labels)} rows are of one class; add rows of another class")
         inputs, targets = numbers(rows), numbers(codes(labels, classes))
         model = nn.Sequential(
             ClippedFeatures(self.feature_norm),
@@ -109,9 +123,23 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         fitted = fit_head(head_rows(model, task, data, HeadLoss.SOFTMAX), self.l2, tolerance=self.tolerance)
         set_head_weights(head, fitted)
         state = CurvatureState.record(
-            model.eval(), task, data, l2=self.l2, feature_norm=self.feature_norm, tolerance=_RECORDED
+            model.eval(),
+            task,
+            data,
+            l2=self.l2,
+            feature_norm=self.feature_norm,
+            tolerance=max(_RECORDED, self.tolerance),
         )
         self.classes_, self.residual_ = classes, state.residual
+        self.clipped_ = float((torch.linalg.vector_norm(inputs, dim=1) > self.feature_norm).double().mean())
+        if self.clipped_ > _MOST:
+            warnings.warn(
+                f"{self.clipped_:.0%} of the rows are longer than feature_norm ({self.feature_norm:g}) and were scaled "
+                "down to it, so that little but their direction was learned from; divide the features by a constant, "
+                "or raise feature_norm at the price of more noise",
+                UserWarning,
+                stacklevel=2,
+            )
         self._store = RowStore.of(inputs, targets, state.rows) if self.keep_rows else None
         self._take(model, state)
         self.__dict__.pop("certificate_", None)
@@ -180,6 +208,18 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         weights = cast(Floats, head_weights(cast(nn.Linear, cast(nn.Sequential, model)[1])).numpy())
         self._model, self._state = model, state
         self.coef_, self.intercept_ = weights[:, :-1], weights[:, -1]
+
+
+@dataclass(frozen=True)
+class _Objective:
+    """What is checked of the settings that `NewtonRemoval` does not check."""
+
+    l2: float
+    feature_norm: float
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        require_positive(self, "l2", "feature_norm", "tolerance")
 
 
 def _dataset(inputs: Tensor, targets: Tensor) -> TensorDataset:

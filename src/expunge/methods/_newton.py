@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from expunge.data import MapDataset
 from expunge.errors import ConvergenceError, DataError, StateError
+from expunge.methods._training_set import conditions_on_rows
 from expunge.networks import ClippedFeatures
 from expunge.privacy import (
     Constant,
@@ -45,6 +46,8 @@ class Removal:
         products: Curvature products taken.
         examples: Rows read for them.
         state: The state without the forget set, where there is one.
+        since: In which requests rows were deleted, in words.
+        fitted_to: What the reference is trained on, in words.
     """
 
     weights: Tensor
@@ -57,6 +60,8 @@ class Removal:
     products: int = 1
     examples: int = 0
     state: CurvatureState | None = field(default=None, repr=False)
+    since: str = "in this request"
+    fitted_to: str = "the training set without the deleted rows"
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,7 @@ def by_state(problem: Problem, run: Run, reference_residual: float | None) -> Re
         backbone(left.head_alone),
         examples=len(forget),
         state=left,
+        since="since the state was recorded",
     )
 
 
@@ -119,6 +125,7 @@ def by_retain(problem: Problem, run: Run, objective: Objective, steps: int) -> R
         head_rows(problem.model, task, cast(MapDataset, dataset), settings.loss, run.device)
         for dataset in (problem.retain, problem.forget)
     )
+    shown = conditions_on_rows(problem, task)
     head = head_of(problem.model, task)
     weights, rows = head_weights(head), len(retain) + len(forget)
     for each in (retain, forget):
@@ -158,9 +165,10 @@ def by_retain(problem: Problem, run: Run, objective: Objective, steps: int) -> R
             ),
             _reference(reference),
         ],
-        backbone(is_head_alone(problem.model, head)),
+        [*shown, *backbone(is_head_alone(problem.model, head))],
         products=products,
         examples=products * len(retain),
+        fitted_to="the retained data given",
     )
 
 
@@ -195,6 +203,7 @@ def by_surrogate(
     conditions = [
         "training and surrogate examples are independent draws from distributions whose total variation distance is "
         f"at most {distance:g}, and the surrogate played no part in training",
+        "the forget rows were in training, each as often as it is given, and were not deleted before",
         *backbone(is_head_alone(problem.model, head)),
     ]
     return Removal(

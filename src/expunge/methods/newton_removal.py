@@ -1,6 +1,5 @@
 """Certified removal from a linear head: one Newton step and Gaussian noise."""
 
-import secrets
 import time
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
@@ -14,7 +13,15 @@ from torch import Tensor
 from expunge.errors import SettingError
 from expunge.methods._newton import Objective, Removal, by_retain, by_state, by_surrogate
 from expunge.methods.base import Forgotten, Maturity, Method, Need, Tier, require_need
-from expunge.privacy import Certificate, DeletionBudget, gaussian_sigma, require_meaning, require_request, tier_of
+from expunge.privacy import (
+    Certificate,
+    DeletionBudget,
+    gaussian_sigma,
+    require_meaning,
+    require_request,
+    secret_gaussian,
+    tier_of,
+)
 from expunge.problem import Problem
 from expunge.settings import require_at_least, require_below, require_one_of, require_positive, require_whole
 from expunge.states import HeadLoss, HeadSettings
@@ -32,7 +39,9 @@ class NewtonRemoval(Method):
     bound on the distance that is left to retraining. There are three sources of g and H:
 
     - `state`: what `expunge.record` kept; no data but the forget set is needed. The bound is (M/2)‖s‖²/λ or better.
-    - `retain`: the retained data; the bound is the gradient norm measured after the step, over λ.
+    - `retain`: the retained data; the bound is the gradient norm measured after the step, over λ. The certificate is
+      `conditional` (retain and forget set are the training set) unless the problem has the recorded state as well,
+      which is then only asked whether they are.
     - `surrogate`: data of the same kind; the bound holds provided the two distributions are within
       `surrogate_distance`, so the certificate is `conditional`.
 
@@ -50,14 +59,15 @@ class NewtonRemoval(Method):
         feature_norm: Norm that no row's features may exceed, a bias's constant 1 included. A state knows it.
         tolerance: Largest gradient norm at which the original passes for an optimum. A state was checked for its own.
         reference_residual: Gradient norm at which the reference's training may stop; by default that of the original.
+            Give it from the second request on with `retain`: a released model has noise on it and is no optimum.
         solver_tolerance: Residual of the conjugate gradients, relative to the gradient; what is left enters the bound.
         steps: Newton steps with `retain`.
         training_examples: Rows of the training set; needed with `surrogate`.
         training_residual: Gradient norm at which training stopped, at most; needed with `surrogate`.
         surrogate_distance: τ, total variation distance between the distributions of training and surrogate examples, at
             most; needed with `surrogate`.
-        noise: `secret` draws it from the operating system. `seeded` draws it from the run's seed and makes the
-            certificate conditional: the record names the seed, and whoever knows it can take the noise away again.
+        noise: `secret` takes every bit of it from the operating system. `seeded` draws it from the run's seed and makes
+            the certificate conditional: the record names the seed, and whoever knows it can take the noise away again.
         epsilon_limit: Largest epsilon that is accepted. Default 10 (ours).
 
     Raises:
@@ -98,6 +108,8 @@ class NewtonRemoval(Method):
         require_below(self, 1, "delta", "solver_tolerance")
         require_at_least(self, 0, "reference_residual", "training_residual", "surrogate_distance")
         require_whole(self, "steps", "training_examples")
+        if self.training_examples == 1:
+            raise SettingError("training_examples must be at least 2, not 1: of one row nothing is left to retrain on")
         if self.surrogate_distance is not None and self.surrogate_distance > 1:
             raise SettingError(f"surrogate_distance must be at most 1, not {self.surrogate_distance!r}")
         self._require_fitting()
@@ -165,15 +177,16 @@ class NewtonRemoval(Method):
         if self.sigma is None:
             not_covered.append(_SCALE)
         reference = (
-            "retraining the head on the training set without the deleted rows, to a gradient norm of at most "
+            f"retraining the head on {removal.fitted_to}, to a gradient norm of at most "
             f"{removal.bound.reference_residual:.3g} on the same objective, and adding independent Gaussian noise of "
             "the same sigma to each weight"
         )
         return Certificate(
             tier=tier_of(removal.constants, conditions),
             reference=reference,
-            neighbours=f"the training set, and the training set without the {_rows(removal.deleted)} deleted so far; "
-            "either may be the likelier origin of a model by a factor of at most e^epsilon, but for delta",
+            neighbours="the training set, and the training set without the "
+            f"{_rows(removal.deleted)} deleted {removal.since}; either may be the likelier origin of a model by a "
+            "factor of at most e^epsilon, but for delta",
             epsilon=self.epsilon,
             delta=delta,
             sigma=sigma,
@@ -188,9 +201,10 @@ class NewtonRemoval(Method):
 
     def _draw(self, like: Tensor, run: Run) -> Tensor:
         """Standard Gaussian noise of the shape of `like`, the same in every process."""
-        seed = derive(run.seed, "newton noise") if self.noise == "seeded" else secrets.randbits(128)
-        shared = cast("list[Any]", broadcast_object_list([seed]))[0]
-        return torch.from_numpy(np.random.Generator(np.random.PCG64(shared)).standard_normal(tuple(like.shape)))
+        shape = tuple(like.shape)
+        if self.noise == "seeded":
+            return torch.from_numpy(np.random.default_rng(derive(run.seed, "newton noise")).standard_normal(shape))
+        return torch.from_numpy(cast("list[Any]", broadcast_object_list([secret_gaussian(shape)]))[0])
 
     def _delta(self, rows: int) -> float:
         return rows**-2 if self.delta is None else self.delta
@@ -218,13 +232,14 @@ def _rows(count: int) -> str:
 
 
 _NOT_COVERED = (
-    "whoever holds the original model, a model released before, or the deletion state: each knows the deleted rows",
+    "whoever holds the original model or a model released before: each knows the deleted rows",
+    "whoever holds the deletion state, before or after the request: it returns the row of a single deletion exactly; "
+    "keep it like the data",
     "several released models together, whose losses add up (see DeletionBudget.joint_epsilon)",
     "forget requests that were chosen after seeing a model's noise",
     "other copies of the deleted rows, and what else was computed from them",
     "rounding of floating-point numbers, in the step and in the noise",
+    "the measured numbers of this certificate (step, remainder, residual, sensitivity, budget), which were computed "
+    "from the deleted rows and have no noise on them: keep them to the owner of the data where that matters",
 )
-_SCALE = (
-    "sigma and the measured numbers of this certificate, which depend on the data themselves; fix `sigma` beforehand "
-    "where that matters"
-)
+_SCALE = "sigma, which was chosen from the data; fix it beforehand where that matters"

@@ -52,8 +52,9 @@ class NoisyFineTune(Method):
         batch_size: Default 128 (ours).
         repair_epochs: Passes over the retained data after the noise. Default 5 (ours).
         repair_learning_rate: Of Adam. Default 1e-3 (ours).
-        noise: `secret` draws it from the operating system. `seeded` draws it from the run's seed and makes the
-            certificate conditional: the record names the seed, and whoever knows it can take the noise away again.
+        noise: `secret` draws it by a generator (PCG64) under 128 bits of the operating system. `seeded` draws it from
+            the run's seed and makes the certificate conditional: the record names the seed, and whoever knows it can
+            take the noise away again.
         epsilon_limit: Largest epsilon that is accepted. Default 10 (ours).
     """
 
@@ -112,6 +113,7 @@ class NoisyFineTune(Method):
             _disturb(model, sigma, np.random.Generator(np.random.PCG64([entropy, step])))
 
         run.train("noise", model, [loss], noisy, steps=self._steps, watch=disturb)
+        run.phases[-1].history.clear()  # losses before the last noise, the first of them of the original's own weights
         repair = Optimizer(self.repair_learning_rate, Algorithm.ADAM)
         run.train("repair", model, [loss], repair, epochs=self.repair_epochs)
         return Forgotten(model.eval(), self._certify(delta, sigma))
@@ -167,6 +169,8 @@ _NOT_COVERED = (
     "forget requests that were chosen after seeing a model's noise",
     "other copies of the deleted rows, and what else was computed from them",
     "rounding of floating-point numbers, in the steps and in the noise",
+    "whoever could work out the state of a statistical generator of random numbers: the noise is drawn by PCG64 under "
+    "128 secret bits, not by a cipher",
 )
 
 

@@ -3,6 +3,7 @@
 from expunge.privacy.budget import DeletionBudget
 from expunge.privacy.certificate import Certificate, tier_of
 from expunge.privacy.constants import Constant, Origin
+from expunge.privacy.drawing import secret_gaussian
 from expunge.privacy.iteration import iteration_shift, renyi_delta, renyi_ratio
 from expunge.privacy.mechanisms import (
     gaussian_delta,
@@ -47,6 +48,7 @@ __all__ = [
     "renyi_ratio",
     "require_meaning",
     "require_request",
+    "secret_gaussian",
     "sekhari_sensitivity",
     "tier_of",
     "uniform_deviation",

@@ -2,11 +2,11 @@
 
 import math
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
-from expunge.errors import BudgetError, SavedModelError
+from expunge.errors import BudgetError, SavedModelError, SettingError
 from expunge.privacy.mechanisms import gaussian_epsilon, gaussian_sigma, require_request
 from expunge.storage import write_json
 
@@ -22,6 +22,9 @@ class DeletionBudget(BaseModel):
         delta: Probability with which the loss may be larger.
         spent: Bound on the distance of the weights before noise from retraining, over all requests so far.
         releases: That distance at each model released.
+
+    Raises:
+        SettingError: A number cannot be used.
 
     Example:
         >>> budget = DeletionBudget(sigma=0.01, epsilon=1.0, delta=1e-5)
@@ -40,10 +43,17 @@ class DeletionBudget(BaseModel):
     spent: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     releases: tuple[float, ...] = ()
 
-    @model_validator(mode="after")
-    def _is_a_guarantee(self) -> Self:
-        require_request(self.epsilon, self.delta)
-        return self
+    @model_validator(mode="wrap")
+    @classmethod
+    def _is_a_guarantee(cls, data: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            budget = check(data)
+        except ValidationError as error:
+            wrong = [(".".join(str(part) for part in each["loc"]), each) for each in error.errors()]
+            told = "; ".join(f"{name} is {each['input']!r}: {each['msg'].lower()}" for name, each in wrong)
+            raise SettingError(f"a deletion budget cannot be made of these numbers: {told}") from error
+        require_request(budget.epsilon, budget.delta)
+        return budget
 
     @property
     def limit(self) -> float:
@@ -109,5 +119,5 @@ class DeletionBudget(BaseModel):
         """
         try:
             return cls.model_validate_json(Path(path).read_bytes())
-        except (OSError, ValidationError) as error:
+        except (OSError, ValidationError, SettingError) as error:
             raise SavedModelError(f"{path} holds no deletion budget ({error}); restore it from a copy") from error

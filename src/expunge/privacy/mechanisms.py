@@ -7,6 +7,7 @@ two Gaussians whose means are one sensitivity apart and holds for every epsilon,
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import cast
 
 from scipy.optimize import brentq
@@ -100,8 +101,7 @@ def require_request(epsilon: float, delta: float, examples: int | None = None) -
     Raises:
         SettingError: One of them cannot be used.
     """
-    if not 0 < epsilon < math.inf:
-        raise SettingError(f"epsilon must be above 0 and finite, not {epsilon!r}")
+    _require_epsilon(epsilon)
     _require_delta(delta)
     if examples is not None and delta >= 1 / examples:
         raise SettingError(
@@ -140,16 +140,25 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
     return cast(float, brentq(function, low, high, xtol=_TOLERANCE))
 
 
+def _require_epsilon(epsilon: float) -> None:
+    if not _is_number(epsilon) or not 0 < epsilon < math.inf:
+        raise SettingError(f"epsilon must be above 0 and finite, not {epsilon!r}")
+
+
 def _require_delta(delta: float) -> None:
-    if not 0 < delta < 1:
+    if not _is_number(delta) or not 0 < delta < 1:
         raise SettingError(f"delta must lie between 0 and 1, not {delta!r}")
 
 
 def _require_sigma(sigma: float) -> None:
-    if not 0 < sigma < math.inf:
+    if not _is_number(sigma) or not 0 < sigma < math.inf:
         raise SettingError(f"sigma must be above 0 and finite, not {sigma!r}")
 
 
 def _require_sensitivity(sensitivity: float) -> None:
     if not 0 <= sensitivity < math.inf:
         raise SettingError(f"the sensitivity must be 0 or more and finite, not {sensitivity!r}")
+
+
+def _is_number(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real)

@@ -302,7 +302,10 @@ def _digests(record: Record) -> Table:
     rows += [
         [f"{name} set, {words.count(data.examples, 'example')}", data.digest] for name, data in record.data.items()
     ]
-    note = "SHA-256. Those of data are keyed with a secret that only the owner has, so that no guess can be tested."
+    note = (
+        "SHA-256. Those of data and of the original model are keyed with a secret that only the owner has, so that no "
+        "guess can be tested."
+    )
     return Table("Digests", ("Of", "Digest"), rows, note, code=True)
 
 

@@ -45,7 +45,9 @@ def percent(share: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours."""
+    """Milliseconds, seconds, minutes or hours."""
+    if seconds < 0.1:
+        return f"{1000 * seconds:.{2 if seconds < 0.001 else 1 if seconds < 0.01 else 0}f}{SPACE}ms"
     if seconds < 120:
         return f"{seconds:.{2 if seconds < 10 else 0}f}{SPACE}s"
     if seconds < 7200:

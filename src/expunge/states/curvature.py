@@ -62,9 +62,13 @@ class HeadSettings:
 class CurvatureState:
     """What remains of the training set for a head: sums of gradients and curvatures at the recorded weights.
 
-    The sums are over the rows that are left, the weights those that were recorded: they were trained on all rows, and
-    together with the sums they must stay secret. Each Newton step starts from them, so that any number of requests one
-    by one lead where one request for all of them would.
+    The sums are over the rows that are left, the weights those that were recorded: they were trained on all rows. Each
+    Newton step starts from them, so that any number of requests one by one lead where one request for all of them
+    would.
+
+    The state returns the row of a single deletion exactly; keep it like the data. At an optimum all recorded gradients
+    add up to -recorded * l2 * weights, so -(gradient + recorded * l2 * weights) is the gradient of the deleted rows,
+    which for one row is a multiple of its features.
 
     Attributes:
         weights: (classes, width) float64, with the bias as last column.
@@ -170,7 +174,7 @@ class CurvatureState:
         if not len(ledger):
             raise ForgetSetError("no row would be left: forgetting everything means discarding model and state")
         check_norm(forget.largest_norm(), self.feature_norm)
-        curvature = self.curvature - forget.curvature_sum(self.weights)
+        curvature = forget.curvature_sum(self.weights).neg_().add_(self.curvature)  # their difference, in one array
         lowest = float(curvature.diagonal(dim1=-2, dim2=-1).min())
         if lowest < -_SLACK * self.feature_norm**2:
             raise CurvatureError(
@@ -198,9 +202,7 @@ class CurvatureState:
         Raises:
             CurvatureError: The curvature is not positive definite.
         """
-        system = self.curvature / len(self.rows)
-        system.diagonal(dim1=-2, dim2=-1).add_(self.settings.l2)
-        return cholesky(system, -self.mean_gradient())
+        return cholesky(self.curvature, -self.mean_gradient(), rows=len(self.rows), penalty=self.settings.l2)
 
     def digest(self) -> str:
         """SHA-256 over everything the state holds."""

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from expunge.data import MapDataset
 from expunge.errors import ConvergenceError, ModelError
+from expunge.networks import ClippedFeatures
+from expunge.states.rows import RowLedger
 from expunge.states.solving import conjugate_gradients
 from expunge.tasks import Classification
 from expunge.training.batches import in_order
@@ -155,7 +157,7 @@ class HeadRows:
             for rows, _ in self.chunks():
                 chances = self._probabilities(rows @ weights.T)
                 for label, scale in enumerate((chances * (1 - chances)).T):
-                    blocks[label] += rows.T @ (scale[:, None] * rows)
+                    blocks[label].addmm_(rows.T, scale[:, None] * rows)
             return blocks
         whole = weights.new_zeros(self.classes, self.width, self.classes, self.width)
         for rows, _ in self.chunks():
@@ -210,9 +212,17 @@ def set_head_weights(head: Head, weights: Tensor) -> None:
 
 
 def is_head_alone(model: nn.Module, head: Head) -> bool:
-    """Whether nothing but the head can hold something that was learned: no other parameter, no buffer."""
-    own = {id(tensor) for tensor in head.parameters()}
-    return all(id(tensor) in own for tensor in model.parameters()) and not list(model.buffers())
+    """Whether nothing but the head can hold something that was learned.
+
+    That is known of layers without a memory of their own; any other module may keep something where nobody looks, in an
+    attribute or in its code.
+    """
+    others = [module for module in model.modules() if module is not head]
+    plain = type(head) in (nn.Linear, nn.Conv2d) and not _changed(head)
+    return plain and all(
+        type(module) in _WITHOUT_MEMORY and not list(module.parameters(recurse=False)) and not _changed(module)
+        for module in others
+    )
 
 
 def head_rows(
@@ -243,6 +253,12 @@ def ledger_rows(task: Classification, dataset: MapDataset) -> tuple[Tensor, Tens
     """Inputs and labels of a dataset as the task reads them, for a `RowLedger`."""
     batches = list(in_order(task, dataset, EVALUATION_BATCH))
     return torch.cat([batch["inputs"] for batch in batches]), torch.cat([batch["labels"] for batch in batches])
+
+
+def ledger_digests(ledger: RowLedger, task: Classification, dataset: MapDataset) -> Tensor:
+    """Digests of the rows of a dataset under a ledger's key, a batch at a time: (rows,) int64."""
+    batches = in_order(task, dataset, EVALUATION_BATCH)
+    return torch.cat([ledger.digests(batch["inputs"], batch["labels"]) for batch in batches])
 
 
 def fit_head(rows: HeadRows, l2: float, start: Tensor | None = None, *, tolerance: float = 1e-10) -> Tensor:
@@ -277,6 +293,15 @@ def fit_head(rows: HeadRows, l2: float, start: Tensor | None = None, *, toleranc
     raise ConvergenceError(
         f"the head reached a gradient norm of {norm:.2g}, not {tolerance:g}; raise the tolerance or the penalty {l2:g}"
     )
+
+
+_WITHOUT_MEMORY = (nn.Sequential, nn.Flatten, nn.Identity, ClippedFeatures)
+
+
+def _changed(module: nn.Module) -> bool:
+    """Whether a module was made to compute, or to hold, something else than its class says."""
+    hooks = module._forward_hooks or module._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]
+    return bool(hooks or "forward" in vars(module) or list(module.buffers(recurse=False)))
 
 
 def _has_bias(head: Head) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from expunge.errors import StateError
 from expunge.states.double_double import DoubleDouble, gram
-from expunge.states.statistics import SufficientStatistics, with_constant
+from expunge.states.statistics import SufficientStatistics, ratio, with_constant
 from expunge.tasks import Task
 
 _LIMIT_BYTES = 2 * 2**30
@@ -47,6 +47,11 @@ class ClassMoments(SufficientStatistics):
         each = [gram(rows, rows) for rows in (inputs[targets[:, label] > 0] for label in range(classes))]
         products = DoubleDouble(torch.stack([one.high for one in each]), torch.stack([one.low for one in each]))
         return {"sums": gram(targets, with_constant(inputs)), "products": products}
+
+    def outweighed(self, inputs: Tensor, targets: Tensor) -> float:
+        """Squares of features by the largest sum of squares; a class may be one row, a feature constant in a class."""
+        left = self.sums["products"].value.diagonal(dim1=1, dim2=2).max()
+        return float(ratio(inputs.square().sum(0), left).max())
 
     def solve(self) -> dict[str, Tensor]:
         """Nothing: no parameter follows from the moments."""

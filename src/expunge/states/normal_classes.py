@@ -11,7 +11,7 @@ from expunge.errors import CurvatureError, ModelError
 from expunge.networks import GaussianNaiveBayes
 from expunge.settings import require_at_least, require_below
 from expunge.states.double_double import DoubleDouble, gram, squares
-from expunge.states.statistics import SufficientStatistics, factorised, linear_layer, with_constant
+from expunge.states.statistics import SufficientStatistics, factorised, linear_layer, ratio, with_constant
 from expunge.tasks import Task
 
 _NEVER = -1e4
@@ -46,24 +46,26 @@ class NaiveBayesStatistics(SufficientStatistics):
         high, low = squares(inputs)
         return {"sums": gram(targets, with_constant(inputs)), "squares": gram(targets, high) + gram(targets, low)}
 
+    def outweighed(self, inputs: Tensor, targets: Tensor) -> float:
+        """Squares of features by class, by the class's variances; squares of all, by the largest variance of all."""
+        counts, variances = self._counts(), self._variances()
+        by_class = torch.where(counts > 0, ratio(targets.T @ inputs.square(), counts * variances), 0.0)
+        overall = ratio(inputs.square().sum(0), len(self.rows) * self._spread().max())
+        return float(torch.maximum(by_class.max(), overall.max()))
+
     def solve(self) -> dict[str, Tensor]:
         """Means and variances (classes, features), and logarithms of the shares of the classes (classes,).
 
         Raises:
             CurvatureError: A variance is zero.
         """
-        sums, of_squares = self.sums["sums"], self.sums["squares"]
-        counts = sums.value[:, -1:]
+        counts = self._counts()
         shares, held = counts[:, 0] / len(self.rows), counts > 0
-        means = sums[:, :-1].over(counts.clamp(min=1))
-        variances = (of_squares - means * sums[:, :-1]).value.clamp(min=0) / counts.clamp(min=1)
-        every = sums.sum(0)[:-1]
-        spread = (of_squares.sum(0) - every.over(counts.sum()) * every).value / len(self.rows)
-        variances = variances + self.smoothing * spread.max()
+        variances = self._variances()
         if bool((held & (variances <= 0)).any()):
             raise CurvatureError("a feature does not vary within a class; raise the smoothing, or drop the feature")
         return {
-            "means": torch.where(held, means.value, 0.0),
+            "means": torch.where(held, self._means().value, 0.0),
             "variances": torch.where(held, variances, 1.0),
             "log_priors": torch.where(held[:, 0], shares.log(), _NEVER),
         }
@@ -71,6 +73,23 @@ class NaiveBayesStatistics(SufficientStatistics):
     def parameters_of(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Means, variances and log priors."""
         return dict(_naive_bayes(model).named_parameters())
+
+    def _counts(self) -> Tensor:
+        return self.sums["sums"].value[:, -1:]
+
+    def _means(self) -> DoubleDouble:
+        return self.sums["sums"][:, :-1].over(self._counts().clamp(min=1))
+
+    def _variances(self) -> Tensor:
+        """With smoothing: (classes, features)."""
+        about_mean = (self.sums["squares"] - self._means() * self.sums["sums"][:, :-1]).value.clamp(min=0)
+        return about_mean / self._counts().clamp(min=1) + self.smoothing * self._spread().max()
+
+    def _spread(self) -> Tensor:
+        """Variance of each feature over all rows: (features,)."""
+        every = self.sums["sums"].sum(0)[:-1]
+        about_mean = self.sums["squares"].sum(0) - every.over(self._counts().sum()) * every
+        return about_mean.value / len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -104,6 +123,11 @@ class DiscriminantStatistics(SufficientStatistics):
         """`features`: (features, features); `sums`: (classes, features + 1), the number of rows last."""
         return {"features": gram(inputs, inputs), "sums": gram(targets, with_constant(inputs))}
 
+    def outweighed(self, inputs: Tensor, targets: Tensor) -> float:
+        """Squares of features by the diagonal of the pooled scatter."""
+        left = len(self.rows) * self._covariance().diagonal()
+        return float(ratio(inputs.square().sum(0), left).max())
+
     def solve(self) -> dict[str, Tensor]:
         """Weight (classes, features) and bias (classes,).
 
@@ -114,12 +138,10 @@ class DiscriminantStatistics(SufficientStatistics):
         held = counts > 0
         sums = self.sums["sums"][held]
         means = sums[:, :-1].value / sums[:, -1:].value
-        covariance = self._pooled(sums) / len(self.rows)
-        mean_variance = covariance.diagonal().mean()
-        identity = torch.eye(len(covariance), dtype=torch.double)
-        covariance = (1 - self.shrinkage) * covariance + self.shrinkage * mean_variance * identity
         factor = factorised(
-            covariance, f"the pooled covariance of {len(self.rows)} rows", "use a shrinkage above 0, or drop features"
+            self._covariance(),
+            f"the pooled covariance of {len(self.rows)} rows",
+            "use a shrinkage above 0, or drop features",
         )
         weight = torch.zeros(len(counts), self.shape[0], dtype=torch.double)
         bias = torch.full((len(counts),), _NEVER, dtype=torch.double)
@@ -131,9 +153,16 @@ class DiscriminantStatistics(SufficientStatistics):
         """Those of the one linear layer."""
         return dict(linear_layer(model, self.kind).named_parameters())
 
-    def _pooled(self, sums: DoubleDouble) -> Tensor:
+    def _covariance(self) -> Tensor:
+        """Of the rows about the means of their classes, with shrinkage: (features, features)."""
+        covariance = self._pooled() / len(self.rows)
+        mean_variance = covariance.diagonal().mean()
+        identity = torch.eye(len(covariance), dtype=torch.double)
+        return (1 - self.shrinkage) * covariance + self.shrinkage * mean_variance * identity
+
+    def _pooled(self) -> Tensor:
         """Scatter of the rows about the means of their classes: (features, features)."""
-        total = self.sums["features"]
+        total, sums = self.sums["features"], self.sums["sums"][self.sums["sums"].value[:, -1] > 0]
         for row in range(len(sums.high)):
             total = total - sums[row, :-1].over(sums.high[row, -1])[:, None] * sums[row : row + 1, :-1]
         return total.value

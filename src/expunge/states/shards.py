@@ -4,6 +4,7 @@ Source: Bourtoule et al. 2021, Machine Unlearning (arXiv 1912.03817).
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -61,13 +62,20 @@ class Sharded:
         require_whole(self, "shards", "slices")
         require_one_of(self, "aggregation", Aggregation)
 
-    @property
-    def plan(self) -> str:
-        """What must not change between training and a deletion, in words."""
+    def plan(self, seed: int) -> str:
+        """What must not change between training with a seed and a deletion, in words.
+
+        Members are told by a digest of the first one's modules and of its weights before training, which hold no data.
+        """
         recipe = self.recipe
+        seed_globals(seed, "build", 0)
+        member = recipe.build()
+        modules = re.sub("0x[0-9a-f]+", "", repr(member))  # addresses in memory differ from process to process
+        begun = hashlib.sha256((modules + digest_model(member)).encode()).hexdigest()
         return (
             f"{self.shards} shards, {self.slices} slices, {self.aggregation.value}, {recipe.epochs} epochs, batches of "
-            f"{recipe.batch_size}, {recipe.optimizer}, augmented {recipe.augment is not None}"
+            f"{recipe.batch_size}, {recipe.optimizer}, augmented {recipe.augment is not None}, members that begin as "
+            f"{type(member).__name__} {begun[:16]}"
         )
 
     def __call__(self, dataset: MapDataset, seed: int) -> ShardedEnsemble:
@@ -88,7 +96,7 @@ class Sharded:
         active = [bool((rows.shards == shard).any()) for shard in range(self.shards)]
         model = ShardedEnsemble([member for member, _ in trained], active, self.aggregation).to(run.device).eval()
         kept = {(shard, number): each for shard, (_, kept) in enumerate(trained) for number, each in kept.items()}
-        return model, ShardState(rows, kept, run.seed, self.plan, digest_model(model))
+        return model, ShardState(rows, kept, run.seed, self.plan(run.seed), digest_model(model))
 
     def train_shard(
         self,
@@ -237,9 +245,10 @@ class ShardState:
                 "the state belongs to another model, or to this one before a deletion; pass model and state that were "
                 "trained, saved or returned together"
             )
-        if sharded.plan != self.plan:
+        plan = sharded.plan(self.seed)
+        if plan != self.plan:
             raise StateError(
-                f"the state was recorded with {self.plan}, and the recipe is {sharded.plan}; pass the recipe that the "
+                f"the state was recorded with {self.plan}, and the recipe is {plan}; pass the recipe that the "
                 "ensemble was trained by"
             )
         return model

@@ -69,23 +69,37 @@ def conjugate_gradients(product: Product, right: Tensor, *, tolerance: float = 1
     return Solution(step, residual, products + 1)
 
 
-def cholesky(curvature: Tensor, right: Tensor) -> Solution:
-    """Solve with a dense curvature, or with one block a class.
+def cholesky(curvature: Tensor, right: Tensor, *, rows: int = 1, penalty: float = 0.0) -> Solution:
+    """Solve (curvature / rows + penalty I) step = right with a dense curvature, or with one block a class.
+
+    Blocks are solved one by one, so that no more than one of the system is held beside the curvature.
 
     Args:
-        curvature: (classes * width, classes * width), or (classes, width, width).
+        curvature: (classes * width, classes * width), or (classes, width, width); it stays as it is.
         right: (classes, width).
+        rows: Number of rows that the curvature is a sum over.
+        penalty: What the objective adds to the diagonal.
 
     Raises:
-        CurvatureError: The curvature is not positive definite.
+        CurvatureError: The system is not positive definite.
     """
-    factor, failed = torch.linalg.cholesky_ex(curvature)
-    if bool(failed.any()):
-        raise _not_positive(float(torch.linalg.eigvalsh(curvature).min()))
-    columns = right.reshape(-1, 1) if curvature.ndim == 2 else right[:, :, None]
-    step = torch.cholesky_solve(columns, factor)
-    residual = curvature @ step - columns
-    return Solution(step.reshape(right.shape), residual.reshape(right.shape), 1)
+    blocks = curvature[None] if curvature.ndim == 2 else curvature
+    columns = right.reshape(len(blocks), -1, 1)
+    solved = [_solved(block, column, rows, penalty) for block, column in zip(blocks, columns, strict=True)]
+    step, residual = (torch.stack(parts).reshape(right.shape) for parts in zip(*solved, strict=True))
+    return Solution(step, residual, 1)
+
+
+def _solved(block: Tensor, column: Tensor, rows: int, penalty: float) -> tuple[Tensor, Tensor]:
+    """Step and residual of one block, (width, 1) each."""
+    system = block / rows
+    system.diagonal().add_(penalty)
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if bool(failed):
+        raise _not_positive(float(torch.linalg.eigvalsh(system).min()))
+    half = torch.linalg.solve_triangular(factor, column, upper=False)  # for one column quicker than cholesky_solve
+    step = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    return step, system @ step - column
 
 
 def require_positive_definite(product: Product, like: Tensor) -> float:

@@ -20,6 +20,7 @@ from expunge.errors import (
     CurvatureError,
     DataError,
     ForgetSetError,
+    LostPrecisionError,
     ModelError,
     NonFiniteDataError,
     SavedModelError,
@@ -38,6 +39,10 @@ from expunge.training.batches import in_order
 _BATCH = 4096
 _LARGEST = 1e100
 _SMALLEST_PIVOT = 1e-14
+_ROUNDING = 2.0**-100
+"""Bound on what sums of two float64 lose of a row that goes in and out: 2^-104 a step, and few steps."""
+_TOLERATED = 1e-11
+"""Largest loss, as a share of what the fit is computed from, at which a deletion is called exact."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ class SufficientStatistics(ABC):
             AlreadyForgottenError: A row was deleted before.
             ForgetSetError: No row would stay.
             ShapeError: The number of features is not the recorded one.
+            LostPrecisionError: The rows are so large that the sums without them have lost digits.
         """
         x, t = _numbers(inputs), _numbers(targets)
         if (x.shape[1], t.shape[1]) != self.shape:
@@ -109,7 +115,16 @@ class SufficientStatistics(ABC):
         if len(rows) == 0:
             raise ForgetSetError("the forget set is everything that the model holds; discard the model instead")
         taken = self.measure(x, t)
-        return replace(self, sums={name: total - taken[name] for name, total in self.sums.items()}, rows=rows, model="")
+        sums = {name: total - taken[name] for name, total in self.sums.items()}
+        left = replace(self, sums=sums, rows=rows, model="")
+        lost = _ROUNDING * left.outweighed(x, t)
+        if not lost <= _TOLERATED:
+            raise LostPrecisionError(
+                f"these rows cannot be taken out exactly: in a feature, a target or a class they are so large beside "
+                f"how the other rows vary that up to {lost:.1e} of what the fit is computed from is lost, where "
+                f"{_TOLERATED:g} is the limit; fit anew without them, and correct or clip outliers before a fit"
+            )
+        return left
 
     def bound_to(self, model: nn.Module) -> Self:
         """These statistics as those of `model`."""
@@ -158,6 +173,17 @@ class SufficientStatistics(ABC):
     @abstractmethod
     def measure(cls, inputs: Tensor, targets: Tensor) -> dict[str, DoubleDouble]:
         """The sums over some rows, by name."""
+
+    @abstractmethod
+    def outweighed(self, inputs: Tensor, targets: Tensor) -> float:
+        """How many times larger rows that were taken out are than what the fit without them is computed from.
+
+        It is a bound over features and targets: times the relative rounding of a sum, it bounds the share that is lost.
+
+        Args:
+            inputs: (rows, features) float64, of the rows that these sums no longer hold.
+            targets: (rows, columns) float64, likewise.
+        """
 
     @abstractmethod
     def solve(self) -> dict[str, Tensor]:
@@ -212,6 +238,11 @@ def read_rows(task: Task, dataset: MapDataset) -> tuple[Tensor, Tensor]:
     if isinstance(task, Regression):
         return inputs, torch.cat([batch["targets"].double() for batch in batches])
     return inputs, F.one_hot(torch.cat([batch["labels"] for batch in batches]), task.classes).double()
+
+
+def ratio(taken: Tensor, left: Tensor) -> Tensor:
+    """Taken by left: zero where nothing was taken, infinity where something was and nothing is left."""
+    return torch.where(taken > 0, taken / left.clamp(min=0), 0.0)
 
 
 def with_constant(inputs: Tensor) -> Tensor:
