@@ -123,7 +123,8 @@ class Processes(Executor):
         )
         coming = cast("Generator[Finished]", pool(calls))
         try:
-            yield from coming
+            for finished in coming:  # not `yield from`, which would close the pool before warnings are silenced
+                yield finished
         finally:  # where the fleet stops early, what is still under way is given up
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*tasks have been successfully executed but not used")
