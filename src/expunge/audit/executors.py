@@ -123,7 +123,7 @@ class Processes(Executor):
         )
         coming = cast("Generator[Finished]", pool(calls))
         try:
-            for finished in coming:  # not `yield from`, which would close the pool before warnings are silenced
+            for finished in coming:  # noqa: UP028 (`yield from` would close the pool before warnings are silenced)
                 yield finished
         finally:  # where the fleet stops early, what is still under way is given up
             with warnings.catch_warnings():
