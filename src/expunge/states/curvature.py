@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from expunge.data import MapDataset
@@ -174,7 +175,8 @@ class CurvatureState:
         if not len(ledger):
             raise ForgetSetError("no row would be left: forgetting everything means discarding model and state")
         check_norm(forget.largest_norm(), self.feature_norm)
-        curvature = forget.curvature_sum(self.weights).neg_().add_(self.curvature)  # their difference, in one array
+        curvature = forget.curvature_sum(self.weights)
+        torch.sub(self.curvature, curvature, out=curvature)
         lowest = float(curvature.diagonal(dim1=-2, dim2=-1).min())
         if lowest < -_SLACK * self.feature_norm**2:
             raise CurvatureError(
