@@ -3,9 +3,8 @@
 import importlib
 import os
 import time
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,18 +117,22 @@ class Processes(Executor):
             n_jobs=workers, backend="loky", return_as="generator_unordered", max_nbytes=None, pre_dispatch="n_jobs"
         )
         tell(f"{workers} processes")
-        calls = (
-            joblib.delayed(_train_elsewhere)(number, recipe, _compact(job), threads) for number, job in enumerate(jobs)
-        )
-        coming = cast("Generator[Finished]", pool(calls))
+        stopped = False
+
+        def calls() -> Iterator[Any]:
+            for number, job in enumerate(jobs):
+                if stopped:
+                    return
+                yield joblib.delayed(_train_elsewhere)(number, recipe, _compact(job), threads)
+
+        coming = cast("Generator[Finished]", pool(calls()))
         try:
-            for finished in coming:  # noqa: UP028 (`yield from` would close the pool before warnings are silenced)
+            for finished in coming:  # noqa: UP028 (`yield from` would cancel what is under way, which joblib survives badly)
                 yield finished
-        finally:  # where the fleet stops early, what is still under way is given up
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*tasks have been successfully executed but not used")
-                warnings.filterwarnings("ignore", message=".*tasks which were still being processed")
-                coming.close()
+        finally:  # where the fleet stops early, nothing more is begun and what is under way is waited for
+            stopped = True
+            for _ in coming:
+                pass
 
 
 @dataclass(frozen=True)
