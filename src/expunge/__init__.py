@@ -43,7 +43,7 @@ from expunge.states import (
     record,
     save_state,
 )
-from expunge.tasks import Classification, Regression, Task
+from expunge.tasks import CausalLM, Classification, Regression, Task
 from expunge.training import Algorithm, Execution, Optimizer, Run, Schedule, Supervised, Term
 from expunge.unlearning import Record, Unlearned, unlearn
 
@@ -52,6 +52,7 @@ __all__ = [
     "UNSIR",
     "Algorithm",
     "AuditSettings",
+    "CausalLM",
     "Certificate",
     "Classification",
     "ClosedForm",
