@@ -3,6 +3,8 @@
 from expunge.states.base import StateKind, digest_state
 from expunge.states.closed_form import ClosedForm
 from expunge.states.curvature import CurvatureState, HeadSettings
+from expunge.states.gradient_log import GradientLog, LogSettings
+from expunge.states.gradient_recorder import GradientRecorder, log_training, token_weights
 from expunge.states.head import HeadLoss, HeadRows, fit_head, head_rows
 from expunge.states.normal_classes import DiscriminantStatistics, NaiveBayesStatistics
 from expunge.states.recording import KINDS, STATE_FILE, load_state, record, save_state, state_bytes
@@ -17,9 +19,12 @@ __all__ = [
     "ClosedForm",
     "CurvatureState",
     "DiscriminantStatistics",
+    "GradientLog",
+    "GradientRecorder",
     "HeadLoss",
     "HeadRows",
     "HeadSettings",
+    "LogSettings",
     "NaiveBayesStatistics",
     "RidgeStatistics",
     "RowLedger",
@@ -31,7 +36,9 @@ __all__ = [
     "fit_head",
     "head_rows",
     "load_state",
+    "log_training",
     "record",
     "save_state",
     "state_bytes",
+    "token_weights",
 ]

@@ -2,12 +2,14 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from expunge.data import MapDataset
 from expunge.errors import DataError, SettingError, StateError
 from expunge.states.gradient_capture import Capture
 from expunge.states.gradient_entry import BatchEncoder, encode_tensors
@@ -15,6 +17,7 @@ from expunge.states.gradient_layers import Slot, Use
 from expunge.states.gradient_log import GRADIENT, RATES, ROW_RATES, GradientLog
 from expunge.states.gradient_rates import UpdateRates
 from expunge.storage import digest_model
+from expunge.training import Run, Supervised, reproducible
 
 
 class GradientRecorder:
@@ -190,6 +193,34 @@ class GradientRecorder:
 class _Batch:
     def __init__(self, ids: list[int], epochs: list[int], weights: list[float], capture: Capture) -> None:
         self.ids, self.epochs, self.weights, self.capture = ids, epochs, weights, capture
+
+
+def log_training(
+    recipe: Supervised, dataset: MapDataset, run: Run, folder: str | Path, **settings: Any
+) -> tuple[nn.Module, GradientLog]:
+    """Train by a recipe with a gradient log.
+
+    Args:
+        recipe: How.
+        dataset: The training set.
+        run: The seed and the machine; where it has checkpoints, training that was killed goes on with its log.
+        folder: Where the log is to lie.
+        settings: Of `LogSettings`.
+
+    Returns:
+        The model and its log. The model has the bits that it would have without a log, or those of another rounding
+        where a position embedding is logged.
+    """
+
+    def recording(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> GradientRecorder:
+        if step > 0:
+            return GradientRecorder(GradientLog.open(folder), model, optimizer, step)
+        log = GradientLog.create(folder, model, recipe.task, dataset, **settings)
+        return GradientRecorder(log, model, optimizer)
+
+    with reproducible(recipe.execution.threads):
+        model = recipe.fit(dataset, run, recording)
+    return model, GradientLog.open(folder).sealed(model)
 
 
 def token_weights(labels: Tensor, tokens_of_step: Any = None, *, ignored: int = -100) -> Tensor:
