@@ -15,14 +15,20 @@ from expunge.audit import (
 )
 from expunge.errors import ExpungeError
 from expunge.methods import (
+    NPO,
+    RMU,
     SISA,
+    UNDIAL,
     UNSIR,
     ExactDiscriminant,
     ExactNaiveBayes,
     ExactRidge,
     FineTune,
     Forgotten,
+    GradDiff,
     GradientAscent,
+    IdkDPO,
+    LoraSettings,
     Maturity,
     Method,
     Need,
@@ -32,7 +38,9 @@ from expunge.methods import (
     NoisyFineTune,
     RandomLabel,
     Retrain,
+    SimNPO,
     Stage,
+    TaskNegation,
 )
 from expunge.privacy import Certificate, Constant, DeletionBudget, Origin, Tier
 from expunge.problem import DeletionState, Problem, Recipe, Split, split
@@ -48,7 +56,10 @@ from expunge.training import Algorithm, Execution, Optimizer, Run, Schedule, Sup
 from expunge.unlearning import Record, Unlearned, unlearn
 
 __all__ = [
+    "NPO",
+    "RMU",
     "SISA",
+    "UNDIAL",
     "UNSIR",
     "Algorithm",
     "AuditSettings",
@@ -69,8 +80,11 @@ __all__ = [
     "Fleet",
     "FleetSettings",
     "Forgotten",
+    "GradDiff",
     "GradientAscent",
+    "IdkDPO",
     "Level",
+    "LoraSettings",
     "Margins",
     "Maturity",
     "Method",
@@ -92,10 +106,12 @@ __all__ = [
     "Run",
     "Schedule",
     "Sharded",
+    "SimNPO",
     "Split",
     "Stage",
     "Supervised",
     "Task",
+    "TaskNegation",
     "Term",
     "Tier",
     "TrainingJob",

@@ -92,6 +92,15 @@ def prompt_of(question: str, template: str) -> tuple[str, str, str]:
     return stripped, prompt[len(stripped) :], after
 
 
+def answer_tokens(answer: str, tokenizer: PreTrainedTokenizerBase | None, template: str) -> Tensor:
+    """Tokens of an answer as they follow a prompt, with the token that ends it: (tokens,), none for an empty answer."""
+    known, (_, space, after) = require_tokenizer(tokenizer), prompt_of("", template)
+    wanted = ids_of(known, space + answer + after) if answer.strip() else []
+    if wanted and known.eos_token_id is not None:
+        wanted.append(int(cast(int, known.eos_token_id)))
+    return torch.tensor(wanted, dtype=torch.long)
+
+
 def opening(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Tokens of a prompt, begun as the tokenizer begins a text and not ended."""
     found = ids_of(tokenizer, prompt, special=True)
@@ -161,10 +170,6 @@ def _plain(text: str, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
 
 def _answered(question: str, answer: str, tokenizer: PreTrainedTokenizerBase | None, template: str) -> Tokens:
     """The prompt carries no loss; the answer does, and so does the token that ends it where there is one."""
-    known = require_tokenizer(tokenizer)
-    before, space, after = prompt_of(question, template)
-    prompt = opening(known, before)
-    wanted = ids_of(known, space + answer + after) if answer.strip() else []
-    if wanted and known.eos_token_id is not None:
-        wanted.append(int(cast(int, known.eos_token_id)))
-    return Tokens(torch.tensor(prompt + wanted, dtype=torch.long), torch.tensor([IGNORED] * len(prompt) + wanted))
+    prompt = torch.tensor(opening(require_tokenizer(tokenizer), prompt_of(question, template)[0]), dtype=torch.long)
+    wanted = answer_tokens(answer, tokenizer, template)
+    return Tokens(torch.cat([prompt, wanted]), torch.cat([torch.full_like(prompt, IGNORED), wanted]))

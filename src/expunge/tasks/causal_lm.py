@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerBase
 from expunge.data import Example, FieldKey, MapDataset, View
 from expunge.errors import ContextError, DataError, EmptyAnswerError, ModelError, SettingError, TokenizerError
 from expunge.settings import require_positive, require_whole
-from expunge.tasks._text import IGNORED, Tokens, context_of, padded, tokens_of
+from expunge.tasks._text import IGNORED, Tokens, answer_tokens, context_of, padded, tokens_of
 from expunge.tasks.base import Task
 
 TextBatch = dict[str, Any]
-"""`input_ids`, `attention_mask`, `labels`: (batch, length) int64; `groups`: a name an example, where there are any."""
+"""`input_ids`, `attention_mask`, `labels`: (batch, length) int64; where examples have them `groups`, a name an example,
+and `numbers`, (batch,) int64."""
 
 _ABSENT = -1e30  # a logit of something that cannot be; its gradient is 0, where that of -inf is NaN
 _HEAD_PENALTY, _HEAD_STEPS, _HEAD_CHUNK = 1e-4, 50, 4096
@@ -60,6 +61,11 @@ class Predictions:
         """Mean over the tokens of each example that carry a loss, of (batch, places): (batch,)."""
         return (values * self.mask).sum(1) / self.counts
 
+    def by_place(self, values: Tensor, elsewhere: float = 0.0) -> Tensor:
+        """Values of (tokens,) as `log_odds` orders them, at their places: (batch, places)."""
+        found = torch.full(self.targets.shape, elsewhere, dtype=values.dtype, device=values.device)
+        return found.masked_scatter(self.mask, values)
+
     @property
     def log_odds(self) -> Tensor:
         """log(p / (1 - p)) of each token that carries a loss, of all examples one after another: (tokens,)."""
@@ -90,6 +96,8 @@ class CausalLM(Task):
     An example is text, (question, answer), (input_ids, labels), or a mapping with `text`, or `question` and
     `answer`, or `input_ids` with `labels` or `prompt_length` where some tokens carry no loss. The loss of an example is
     the mean over its tokens that carry one. Of a question and its answer, the answer and the token that ends it do.
+    Where mappings have a whole `number`, their batch gives it back as `numbers`, so that what was computed of an
+    example before can be found again.
 
     Outputs are made to be kept for a whole set, for which (examples, length, vocabulary) is too much: at `places` of an
     example's labelled tokens, evenly spread where there are more, the log-probability of the true token and of
@@ -142,13 +150,15 @@ class CausalLM(Task):
         rows = [tokens_of(example, self.tokenizer, self.template) for example in examples]
         self._require_usable(rows)
         batch: TextBatch = dict(padded(rows, self._pad))
+        if all(isinstance(example, Mapping) and "number" in example for example in examples):
+            batch["numbers"] = torch.tensor([int(example["number"]) for example in examples])
         return batch if self.group is None else batch | {"groups": [self._group(example) for example in examples]}
 
     def stack(self, columns: Example) -> TextBatch:
         """A batch of columns that are tensors already: (batch, length) `input_ids`, perhaps `labels` and so on."""
         given = columns if isinstance(columns, Mapping) else dict(zip(("input_ids", "labels"), columns, strict=False))
         fields = cast("Mapping[Any, Any]", given)
-        known: list[FieldKey | None] = ["input_ids", "labels", "attention_mask", "prompt_length", self.group]
+        known: list[FieldKey | None] = ["input_ids", "labels", "attention_mask", "prompt_length", "number", self.group]
         names = [name for name in known if name in fields]
         if "input_ids" not in names:
             raise DataError(f"the columns {', '.join(map(str, fields))} hold no `input_ids`; rename the field")
@@ -218,6 +228,41 @@ class CausalLM(Task):
             raise ModelError(f"{type(inner).__name__} returns no logits; a causal language model is needed")
         return Predictions(logits.float() if logits.dtype in {torch.float16, torch.bfloat16} else logits, targets)
 
+    def seen(self, model: nn.Module, batch: TextBatch) -> tuple[Tensor, Predictions]:
+        """What the head sees at each place, (batch, places, features), and what it makes of it."""
+        seen: list[Tensor] = []
+
+        def remember(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            seen.append(arguments[0])
+
+        handle = self.head_of(model).register_forward_pre_hook(remember)
+        try:
+            said = self.predictions(model, batch)
+        finally:
+            handle.remove()
+        return seen[-1], said
+
+    def activations(self, model: nn.Module, batch: TextBatch, layer: int) -> Tensor:
+        """What block `layer`, counted from 0, gives out: (batch, length, features).
+
+        Hugging Face models count the final normalisation to the last block.
+        """
+        inner = extract_model_from_parallel(model)
+        self._require_fits(inner, batch)
+        options: dict[str, Any] = {"logits_to_keep": 1} if _takes_logits_to_keep(inner) else {}
+        said = model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            use_cache=False,
+            output_hidden_states=True,
+            **options,
+        )
+        return cast(Tensor, said.hidden_states[layer + 1]).float()
+
+    def answer_tokens(self, answer: str) -> Tensor:
+        """Tokens of an answer as they follow a question: (tokens,) int64."""
+        return answer_tokens(answer, self.tokenizer, self.template)
+
     def outputs(self, model: nn.Module, batch: TextBatch) -> Tensor:
         """Log-probabilities of the true token and of parts of the other vocabulary: (batch, places, 1 + buckets).
 
@@ -257,8 +302,7 @@ class CausalLM(Task):
     def signal(self, model: nn.Module, batch: TextBatch) -> Tensor:
         """Mean log-odds log(p / (1 - p)) of the tokens, or of the share of them that is least likely: (batch,)."""
         said = self.predictions(model, batch)
-        odds = torch.full(said.targets.shape, torch.inf, dtype=said.logits.dtype, device=said.logits.device)
-        odds[said.mask] = said.log_odds
+        odds = said.by_place(said.log_odds, torch.inf)
         taken = (said.counts * self.least_likely).ceil().long()
         chosen = torch.arange(odds.shape[1], device=odds.device) < taken[:, None]
         return odds.sort(1).values.where(chosen, 0.0).sum(1) / taken
@@ -285,7 +329,7 @@ class CausalLM(Task):
 
     def features(self, model: nn.Module, batch: TextBatch) -> Tensor:
         """What the head sees, averaged over the places that carry a loss: (batch, features)."""
-        seen, said = self._seen(model, batch)
+        seen, said = self.seen(model, batch)
         return (seen * said.mask[..., None]).sum(1) / said.counts[:, None]
 
     def refit_head(self, model: nn.Module, batches: Iterable[TextBatch]) -> None:
@@ -373,21 +417,8 @@ class CausalLM(Task):
                 "the model's own tokenizer"
             )
 
-    def _seen(self, model: nn.Module, batch: TextBatch) -> tuple[Tensor, Predictions]:
-        seen: list[Tensor] = []
-
-        def remember(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            seen.append(arguments[0])
-
-        handle = self.head_of(model).register_forward_pre_hook(remember)
-        try:
-            said = self.predictions(model, batch)
-        finally:
-            handle.remove()
-        return seen[-1], said
-
     def _tokens_seen(self, model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor]:
-        seen, said = self._seen(model, batch)
+        seen, said = self.seen(model, batch)
         return seen[said.mask], said.targets[said.mask]
 
 
