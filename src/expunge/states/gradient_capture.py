@@ -19,6 +19,8 @@ from expunge.errors import ModelError
 from expunge.states.gradient_layers import Slot, Use
 
 _LINEAR = (Use.LINEAR, Use.TRANSPOSED)
+# Factors are there already, a product costs as much as the weight's own gradient: worth half as much room again.
+_ROOM_FOR_TIME = 1.5
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,13 @@ class BatchGradients:
     """Gradients of the examples of one batch, apart from one another.
 
     Attributes:
-        factors: By slot: inputs and output gradients, (batch, positions, ...), and which positions count.
+        factors: By slot: inputs and output gradients, (batch, positions, ...), and from where to where each example
+            has a part in the loss; padding has none.
         rows: By slot: for each example the rows that it touches and their gradients.
         dense: By slot: (batch, *shape).
     """
 
-    factors: Mapping[Slot, tuple[Tensor, Tensor, Tensor]]
+    factors: Mapping[Slot, tuple[Tensor, Tensor, Sequence[slice]]]
     rows: Mapping[Slot, Sequence[tuple[Tensor, Tensor]]]
     dense: Mapping[Slot, Tensor]
 
@@ -106,11 +109,9 @@ class BatchGradients:
         """The parts of one example."""
         for slot, each in self.dense.items():
             yield slot, Dense(each[example])
-        for slot, (inputs, outputs, counts) in self.factors.items():
-            kept = counts[example]
-            whole = bool(kept.all())
-            pair = [each[example] if whole else each[example][kept] for each in (inputs, outputs)]
-            yield slot, Factors(pair[0], pair[1], slot.use is Use.TRANSPOSED)
+        for slot, (inputs, outputs, spans) in self.factors.items():
+            span = spans[example]
+            yield slot, Factors(inputs[example][span], outputs[example][span], slot.use is Use.TRANSPOSED)
         for slot, each in self.rows.items():
             index, values = each[example]
             yield slot, Rows(index, values, slot.shape[0])
@@ -158,7 +159,7 @@ class Capture:
                 f"{len(unused)} of the layers to be logged had no part in the loss (the first is {unused[0]!r}); leave "
                 "them out with `layers=`, or check that the backward pass ran within the recording"
             )
-        factors: dict[Slot, tuple[Tensor, Tensor, Tensor]] = {}
+        factors: dict[Slot, tuple[Tensor, Tensor, list[slice]]] = {}
         rows: dict[Slot, list[tuple[Tensor, Tensor]]] = {}
         dense: dict[Slot, Tensor] = {}
         with torch.no_grad():
@@ -221,17 +222,28 @@ def _split_linear(
     slot: Slot,
     inputs: Tensor,
     outputs: Tensor,
-    factors: dict[Slot, tuple[Tensor, Tensor, Tensor]],
+    factors: dict[Slot, tuple[Tensor, Tensor, list[slice]]],
     dense: dict[Slot, Tensor],
 ) -> None:
-    """Keep the gradient of a linear layer in the smaller of its two forms."""
-    counts = (outputs != 0).any(-1)  # padding has no part in the loss
-    longest, width = int(counts.sum(1).max()), inputs.shape[-1] + outputs.shape[-1]
-    if longest * width < slot.shape[0] * slot.shape[1]:
-        factors[slot] = inputs, outputs, counts
+    """Keep the gradient of a linear layer as factors, unless they take much more room than their product."""
+    spans = _spans(outputs)
+    longest = max(span.stop - span.start for span in spans)
+    if longest * (inputs.shape[-1] + outputs.shape[-1]) < _ROOM_FOR_TIME * slot.shape[0] * slot.shape[1]:
+        factors[slot] = inputs, outputs, spans
         return
     pair = (inputs, outputs) if slot.use is Use.TRANSPOSED else (outputs, inputs)
     dense[slot] = torch.bmm(pair[0].float().mT, pair[1].float())
+
+
+def _spans(outputs: Tensor) -> list[slice]:
+    """From the first to behind the last position of each example whose gradient is not zero."""
+    counts = (outputs[..., :4] != 0).any(-1)
+    unclear = ~counts  # nearly all of these are padding, and the others need not be read as a whole
+    counts[unclear] = (outputs[unclear] != 0).any(-1)
+    counts, length = counts.to(torch.int8), counts.shape[1]
+    first, last = counts.argmax(1), length - counts.flip(1).argmax(1)
+    found = torch.stack([first, last * counts.amax(1)]).tolist()
+    return [slice(start, max(start, stop)) for start, stop in zip(*found, strict=True)]
 
 
 def _touched_rows(module: nn.Embedding, indices: Tensor, outputs: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -49,8 +49,8 @@ class BatchEncoder:
         flat = [each.flatten(1).to(kind) for each in gradients.dense.values()]
         self.dense = torch.cat(flat, 1).cpu() if flat else None
         self.factors = {
-            slot: (_stored(inputs, kind), _stored(outputs, kind), counts.cpu(), counts.all(1).tolist())
-            for slot, (inputs, outputs, counts) in gradients.factors.items()
+            slot: (_stored(inputs, kind), _stored(outputs, kind), spans)
+            for slot, (inputs, outputs, spans) in gradients.factors.items()
         }
 
     def record(self, example: int, weight: float) -> list[Buffer]:
@@ -59,12 +59,10 @@ class BatchEncoder:
         body: list[Buffer] = [] if self.dense is None else [_buffer(self.dense[example])]
         factors: list[tuple[int, int]] = []
         rows: list[tuple[int, int]] = []
-        for slot, (inputs, outputs, counts, whole) in self.factors.items():
-            pair = [inputs[example], outputs[example]]
-            if not whole[example]:
-                pair = [each[counts[example]] for each in pair]
-            factors.append((self.numbers[slot], len(pair[0])))
-            body += [_buffer(each) for each in pair]
+        for slot, (inputs, outputs, spans) in self.factors.items():
+            span = spans[example]
+            factors.append((self.numbers[slot], span.stop - span.start))
+            body += [_buffer(each[example][span]) for each in (inputs, outputs)]
         for slot, each in self.rows.items():
             index, values = each[example]
             rows.append((self.numbers[slot], len(index)))
