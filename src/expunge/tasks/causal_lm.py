@@ -362,6 +362,12 @@ class CausalLM(Task):
         return head
 
     @property
+    def special_tokens(self) -> tuple[int, int | None]:
+        """The token that pads, and the one that ends a text if there is one."""
+        end = None if self.tokenizer is None else cast("int | None", self.tokenizer.eos_token_id)
+        return self._pad, end
+
+    @property
     def _pad(self) -> int:
         return 0 if self.tokenizer is None else int(cast(int, self.tokenizer.pad_token_id))
 
