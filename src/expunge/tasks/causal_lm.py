@@ -18,60 +18,13 @@ from expunge.errors import ContextError, DataError, EmptyAnswerError, ModelError
 from expunge.settings import require_positive, require_whole
 from expunge.tasks._text import IGNORED, Tokens, answer_tokens, context_of, padded, tokens_of
 from expunge.tasks.base import Task
+from expunge.tasks.predictions import Predictions, fitted_head
 
 TextBatch = dict[str, Any]
 """`input_ids`, `attention_mask`, `labels`: (batch, length) int64; where examples have them `groups`, a name an example,
 and `numbers`, (batch,) int64."""
 
 _ABSENT = -1e30  # a logit of something that cannot be; its gradient is 0, where that of -inf is NaN
-_HEAD_PENALTY, _HEAD_STEPS, _HEAD_CHUNK = 1e-4, 50, 4096
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model expects at each place where a token follows.
-
-    Attributes:
-        logits: (batch, places, vocabulary), in float32 at least; places before every label are left out.
-        targets: (batch, places) the token that follows, or -100 where it carries no loss.
-    """
-
-    logits: Tensor
-    targets: Tensor
-
-    @property
-    def mask(self) -> Tensor:
-        """Whether a place carries a loss: (batch, places)."""
-        return self.targets != IGNORED
-
-    @property
-    def counts(self) -> Tensor:
-        """Tokens of each example that carry a loss: (batch,)."""
-        return self.mask.sum(1)
-
-    @property
-    def losses(self) -> Tensor:
-        """Negative log-likelihood of each token in nats, 0 where it carries no loss: (batch, places)."""
-        flat = F.cross_entropy(
-            self.logits.flatten(0, 1), self.targets.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        return flat.view_as(self.targets)
-
-    def mean(self, values: Tensor) -> Tensor:
-        """Mean over the tokens of each example that carry a loss, of (batch, places): (batch,)."""
-        return (values * self.mask).sum(1) / self.counts
-
-    def by_place(self, values: Tensor, elsewhere: float = 0.0) -> Tensor:
-        """Values of (tokens,) as `log_odds` orders them, at their places: (batch, places)."""
-        found = torch.full(self.targets.shape, elsewhere, dtype=values.dtype, device=values.device)
-        return found.masked_scatter(self.mask, values)
-
-    @property
-    def log_odds(self) -> Tensor:
-        """log(p / (1 - p)) of each token that carries a loss, of all examples one after another: (tokens,)."""
-        logits, targets = self.logits[self.mask], self.targets[self.mask][:, None]
-        others = logits.scatter(1, targets, -torch.inf)
-        return logits.gather(1, targets)[:, 0] - others.logsumexp(1)
 
 
 @dataclass(frozen=True)
@@ -336,8 +289,8 @@ class CausalLM(Task):
         """Fit the output matrix alone to the tokens of these batches, holding what it sees fixed.
 
         A head that shares its weights with the input embedding is parted from it first. The objective is the mean
-        negative log-likelihood of the tokens plus 5e-5 times the squared distance from the head as it was: strictly
-        convex, so that what is found depends on the features alone. It is minimised by up to 50 iterations of L-BFGS;
+        negative log-likelihood of the tokens plus 5e-4 times the squared distance from the head as it was: strictly
+        convex, so that what is found depends on the features alone. It is minimised by up to 100 iterations of L-BFGS;
         least squares, as for regression, would need a target for each of the vocabulary's logits.
         """
         model.eval()
@@ -348,7 +301,7 @@ class CausalLM(Task):
         if head.weight is cast(Any, model).get_input_embeddings().weight:
             head.weight = nn.Parameter(head.weight.detach().clone())
             cast(Any, model).config.tie_word_embeddings = False
-        head.weight.data.copy_(_fitted(head.weight.detach().float(), head.bias, features.float(), targets))
+        head.weight.data.copy_(fitted_head(head.weight.detach().float(), head.bias, features.float(), targets))
 
     def head_of(self, model: nn.Module) -> nn.Linear:
         """The layer that gives the logits.
@@ -430,24 +383,3 @@ class CausalLM(Task):
 
 def _takes_logits_to_keep(model: nn.Module) -> bool:
     return "logits_to_keep" in inspect.signature(model.forward).parameters
-
-
-def _fitted(start: Tensor, bias: Tensor | None, features: Tensor, targets: Tensor) -> Tensor:
-    weight = start.clone().requires_grad_(True)
-    offset = None if bias is None else bias.detach().float()
-    search = torch.optim.LBFGS([weight], max_iter=_HEAD_STEPS, history_size=10, line_search_fn="strong_wolfe")
-
-    def objective() -> Tensor:
-        search.zero_grad()
-        total = torch.zeros((), device=weight.device)
-        for seen, wanted in zip(features.split(_HEAD_CHUNK), targets.split(_HEAD_CHUNK), strict=True):
-            part = F.cross_entropy(F.linear(seen, weight, offset), wanted, reduction="sum") / len(targets)
-            part.backward()
-            total += part.detach()
-        penalty = 0.5 * _HEAD_PENALTY * (weight - start).square().sum()
-        penalty.backward()
-        return total + penalty.detach()
-
-    with torch.enable_grad():
-        search.step(objective)
-    return weight.detach()
