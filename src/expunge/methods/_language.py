@@ -40,7 +40,7 @@ class LanguageMethod(Method):
         epochs: Passes over the forget set. Default 10 (ibid.).
         batch_size: Of either set. Default 32 (ibid., 8 with 4 accumulated).
         weight_decay: 0 (ibid.).
-        clip_norm: Largest gradient norm. Default 1 (Hugging Face's Trainer, which it uses).
+        clip_norm: Largest gradient norm, or None for none. Default 1 (Hugging Face's Trainer, which it uses).
         adapter: Train a LoRA adapter instead of all weights; the reference is then the adapter switched off.
     """
 
@@ -57,7 +57,7 @@ class LanguageMethod(Method):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require_positive(self, "learning_rate", "epochs", "clip_norm")
+        require_positive(self, "learning_rate", "epochs", *(() if self.clip_norm is None else ("clip_norm",)))
         require_whole(self, "batch_size")
         require_at_least(self, 0, "weight_decay")
 
