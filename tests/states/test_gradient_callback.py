@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from states.test_gradient_log import TASK, network, text
 from transformers import Trainer, TrainingArguments
 
 from expunge.errors import DataError, SettingError
 from expunge.states import GradientLog
 from expunge.states.gradient_callback import GradientLogCallback
+from states.test_gradient_log import TASK, network, text
 
 STEPS, BATCH, ACCUMULATE = 3, 2, 2
 

@@ -277,7 +277,7 @@ def test_reading_by_id_touches_only_its_bytes(folder: Path, monkeypatch: pytest.
     chunk.write_bytes(spoiled)
     again = GradientLog.open(folder)
     assert whole(again.gradient(entry).items()).keys()
-    with pytest.raises(StateError, match="an entry in .* is damaged"):
+    with pytest.raises(StateError, match=r"an entry in .* is damaged"):
         again.read(again.entries(6)[0])
 
 
@@ -297,7 +297,9 @@ def test_deletion_removes_entries_and_gives_the_room_back(folder: Path, updates:
     log, reference = train(GradientLog.create(folder, model, TASK, data, updates=updates), model, data, epochs=2)
     size = sum(path.stat().st_size for path in folder.glob("chunk-*"))
     gone = log.read(log.entries(5)[0])
-    secret = next(part for slot, part in gone.parts.items() if slot.name.endswith("ln_f.bias")).dense().numpy().tobytes()
+    secret = (
+        next(part for slot, part in gone.parts.items() if slot.name.endswith("ln_f.bias")).dense().numpy().tobytes()
+    )
     assert any(secret in path.read_bytes() for path in folder.glob("chunk-*"))
     left = log.delete([5, 6])
     assert not any(secret in path.read_bytes() for path in folder.glob("chunk-*"))
@@ -307,7 +309,9 @@ def test_deletion_removes_entries_and_gives_the_room_back(folder: Path, updates:
         assert opened.ids_left() == [example for example in range(EXAMPLES) if example not in (5, 6)]
         with pytest.raises(StateError, match="has no entry of example 5"):
             opened.entries(5)
-        with pytest.raises(AlreadyForgottenError, match="1 of the 2 examples were deleted from the gradient log before"):
+        with pytest.raises(
+            AlreadyForgottenError, match="1 of the 2 examples were deleted from the gradient log before"
+        ):
             opened.ids(TASK, [data[4], data[5]])
         assert opened.ids(TASK, [data[7], data[0]]) == [7, 0]
 
@@ -406,9 +410,14 @@ def test_an_error_within_a_step_leaves_only_finished_steps(folder: Path) -> None
     recorder = GradientRecorder(log, model)
     with recorder.examples([0, 1]):
         TASK.losses(model, TASK.collate(data[:2])).mean().backward()
-    with pytest.raises(RuntimeError, match="stop"), recorder.examples([2, 3]):
-        TASK.losses(model, TASK.collate(data[2:4])).mean().backward()
-        raise RuntimeError("stop")
+
+    def interrupted() -> None:
+        with recorder.examples([2, 3]):
+            TASK.losses(model, TASK.collate(data[2:4])).mean().backward()
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        interrupted()
     recorder.stop()
     assert GradientLog.open(folder).ids_left() == [0, 1]
     assert not any(module._forward_hooks for module in model.modules())
@@ -452,7 +461,7 @@ def test_damage_in_the_middle_is_an_error(folder: Path) -> None:
 
 
 def test_a_killed_training_leaves_whole_steps_and_goes_on(folder: Path) -> None:
-    """Killed at any moment by SIGKILL, the log opens, every entry in it is whole, and training resumes from a checkpoint."""
+    """Killed at any moment, the log opens, every entry in it is whole, and training goes on from a checkpoint."""
     code = f"""
         import sys; sys.path[:0] = {sys.path!r}
         import torch; torch.set_num_threads(1)
@@ -511,8 +520,8 @@ def test_a_recipe_trains_with_a_log_to_the_same_bits(folder: Path) -> None:
     log.require_model(model)
     assert log.ids_left() == list(range(20))
     assert [entry.epoch for entry in log.entries(7)] == [1, 2]
+    changed = dataclasses.replace(recipe, execution=dataclasses.replace(quiet, precision="fp16"))
     with pytest.raises(SettingError, match="use one process, and bf16 or full precision"):
-        changed = dataclasses.replace(recipe, execution=dataclasses.replace(quiet, precision="fp16"))
         changed.fit(data, _fp16(changed), lambda *_: None)
 
 

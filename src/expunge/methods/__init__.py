@@ -9,6 +9,7 @@ from expunge.methods.fine_tune import FineTune, Stage
 from expunge.methods.grad_diff import GradDiff
 from expunge.methods.gradient_ascent import GradientAscent
 from expunge.methods.idk_dpo import IdkDPO
+from expunge.methods.gradient_reversal import GradientReversal
 from expunge.methods.neg_grad_plus import NegGradPlus
 from expunge.methods.newton_removal import NewtonRemoval
 from expunge.methods.noisy_fine_tune import NoisyFineTune
@@ -35,6 +36,7 @@ __all__ = [
     "Forgotten",
     "GradDiff",
     "GradientAscent",
+    "GradientReversal",
     "IdkDPO",
     "LoraSettings",
     "Maturity",

@@ -37,6 +37,10 @@ class Factors:
     outputs: Tensor
     transposed: bool
 
+    def to(self, device: torch.device) -> "Factors":
+        """The same on a device."""
+        return Factors(self.inputs.to(device), self.outputs.to(device), self.transposed)
+
     def dense(self) -> Tensor:
         """The gradient itself."""
         first, second = (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
@@ -62,6 +66,10 @@ class Rows:
     values: Tensor
     count: int
 
+    def to(self, device: torch.device) -> "Rows":
+        """The same on a device."""
+        return Rows(self.index.to(device), self.values.to(device), self.count)
+
     def dense(self) -> Tensor:
         """The gradient itself."""
         return self.values.new_zeros(self.count, self.values.shape[1]).index_copy_(0, self.index, self.values)
@@ -76,6 +84,10 @@ class Dense:
     """A gradient as it is."""
 
     values: Tensor
+
+    def to(self, device: torch.device) -> "Dense":
+        """The same on a device."""
+        return Dense(self.values.to(device))
 
     def dense(self) -> Tensor:
         """The gradient itself."""
