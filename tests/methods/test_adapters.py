@@ -1,5 +1,6 @@
 """LoRA: only the adapter is trained, and what comes out is a plain model."""
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -34,6 +35,9 @@ def test_the_result_is_a_plain_model_changed_by_a_low_rank(name: str, problem: P
     assert type(model) is type(problem.model)
     assert [type(module) for module in model.modules()] == [type(module) for module in problem.model.modules()]
     assert all(parameter.requires_grad for parameter in model.parameters())
+    for ours, theirs in zip(model.modules(), problem.model.modules(), strict=True):
+        left = vars(ours).keys() - vars(theirs).keys()
+        assert left <= {"_output_capturing_hooks_installed"}, "peft leaves nothing behind"
     before, after = problem.model.state_dict(), model.state_dict()
     assert list(before) == list(after)
     changed = {path for path in after if not torch.equal(before[path], after[path])}
@@ -42,6 +46,18 @@ def test_the_result_is_a_plain_model_changed_by_a_low_rank(name: str, problem: P
     assert not any("ln" in path or "wte" in path for path in changed)
     for path in changed:
         assert int(torch.linalg.matrix_rank((after[path] - before[path]).double(), rtol=1e-4)) <= LORA.rank
+
+
+def test_an_adapter_learns_under_gradient_checkpointing(problem: Problem) -> None:
+    checkpointed = copy.deepcopy(problem.model)
+    checkpointed.activation_checkpointing_enable()
+    method = NPO(5e-3, epochs=2, batch_size=6, adapter=LORA)
+    plain, saving = (
+        unlearn(dataclasses.replace(problem, model=model), method, execution=tiny.QUIET).model
+        for model in (problem.model, checkpointed)
+    )
+    assert torch.allclose(tiny.flat(plain), tiny.flat(saving), atol=1e-5)
+    assert not saving.transformer.wte._forward_hooks, "the embedding gives no gradients of its own any more"
 
 
 def test_targets_are_the_layers_that_change(problem: Problem) -> None:

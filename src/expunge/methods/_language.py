@@ -182,11 +182,7 @@ class Student:
 
     def finished(self) -> nn.Module:
         """A plain model in evaluation mode, with the adapter merged into its weights."""
-        if self.adapter is None:
-            return self.model.eval()
-        plain = self.run.copy(self.problem.model)
-        plain.load_state_dict(self.adapter.merged().state_dict())
-        return plain.eval()
+        return (self.model if self.adapter is None else self.adapter.merged()).eval()
 
     def drawn(self, most: int) -> Rows:
         """Retained examples as tokens, at most so many, drawn at random and numbered from 0."""

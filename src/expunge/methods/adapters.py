@@ -45,14 +45,19 @@ class Adapted:
     Attributes:
         model: The model itself, of the class it had, whose only trainable parameters are the adapter's.
         wrapper: The handle by which peft merges it.
+        checkpointed: Whether it recomputes activations in the backward pass.
     """
 
     model: nn.Module
     wrapper: Any
+    checkpointed: bool
 
     def merged(self) -> nn.Module:
-        """The model with the adapter added to its layers and gone."""
-        return cast(nn.Module, self.wrapper.merge_and_unload())
+        """The model, now plain: the adapter is added to its layers, and every parameter takes a gradient again."""
+        plain: Any = self.wrapper.merge_and_unload()
+        if self.checkpointed:  # peft made the embedding give gradients, which checkpointed blocks cannot do without
+            plain.disable_input_require_grads()
+        return cast(nn.Module, plain.requires_grad_(True))
 
 
 def adapted(model: nn.Module, settings: LoraSettings) -> Adapted:
@@ -87,6 +92,6 @@ def adapted(model: nn.Module, settings: LoraSettings) -> Adapted:
         # What peft asks of a model has another name in newer releases of transformers.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         wrapper = peft.get_peft_model(cast(Any, model), config)
-    inner = cast(Any, wrapper.get_base_model())
-    inner.enable_input_require_grads()  # without, a frozen embedding leaves checkpointed blocks without gradients
-    return Adapted(cast(nn.Module, inner), wrapper)
+        inner = cast(Any, wrapper.get_base_model())
+        checkpointed = bool(inner.is_gradient_checkpointing)
+    return Adapted(cast(nn.Module, inner), wrapper, checkpointed)
