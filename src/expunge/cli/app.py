@@ -15,6 +15,7 @@ from expunge.audit import Level
 from expunge.audit.fleet import ExecutorName
 from expunge.cli.cache import cache_facts, print_cache
 from expunge.cli.demo import run_demo
+from expunge.cli.influence import influence_facts, print_influence
 from expunge.cli.job_file import load_job
 from expunge.cli.loading import TRACEBACK, UNTOLD, named
 from expunge.cli.methods import installed_methods
@@ -23,6 +24,7 @@ from expunge.cli.self_test import digits, print_self_test, self_test_json
 from expunge.cli.self_test import self_test as run_self_test
 from expunge.cli.summary import method_facts, outcome_json, print_methods, print_outcome
 from expunge.errors import ExpungeError, JobError
+from expunge.states.influence import Influence
 
 
 class _Command(TyperCommand):
@@ -169,6 +171,27 @@ def cache(
         _print_json(facts)
     else:
         print_cache(_console(), facts)
+
+
+@app.command(cls=_Command)
+def influence(
+    job_file: Annotated[Path, typer.Argument(metavar="JOB", help="The job, a YAML file.")],
+    kind: Annotated[Influence, typer.Option(help="What is compared.")] = Influence.GRADIENT,
+    log: Annotated[
+        Path | None, typer.Option(help="Folder of the gradient log; without one, gradients are taken at the model.")
+    ] = None,
+    layers: Annotated[
+        list[str] | None, typer.Option(help="Layers that count, such as embedding or block:0-3; several may be given.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many examples to show.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Score retained examples by what they have to do with those to be forgotten."""
+    facts = influence_facts(load_job(job_file, []), kind=kind, log=log, layers=layers or [], top=top)
+    if as_json:
+        _print_json(facts)
+    else:
+        print_influence(_console(), facts)
 
 
 def _show(outcome: Outcome, *, as_json: bool) -> None:
