@@ -215,6 +215,24 @@ def test_a_copy_that_is_not_in_the_forget_set_is_found_by_its_influence(tmp_path
     assert result.record.phases[1].measured["reversed_examples"] == len(gone)
 
 
+def test_the_work_is_that_of_the_forget_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large the training set: only entries of forget examples are read, and only their steps."""
+    problem = train(tmp_path / "log", epochs=3).problem
+    log = problem.state
+    assert isinstance(log, GradientLog)
+    assert isinstance(problem.forget, list)
+    read: list[Any] = []
+    original = type(log.store).read
+    monkeypatch.setattr(type(log.store), "read", lambda store, record: read.append(record) or original(store, record))
+    method = GradientReversal(overshoot=0.0, repair_steps=0)
+    with may_warn():
+        unlearn(dataclasses.replace(problem, forget=problem.forget[:2]), method, execution=tiny.QUIET)
+    gradients = {(each.example, each.epoch) for each in read if each.kind == "gradient"}
+    assert gradients == {(example, epoch) for example in (0, 1) for epoch in (1, 2, 3)}
+    steps = {entry.step for example in (0, 1) for entry in log.entries(example)}
+    assert {each.step for each in read} == steps
+
+
 def test_what_is_missing_is_named(trained: Trained) -> None:
     problem = trained.problem
     for changes, message in (

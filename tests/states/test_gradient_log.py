@@ -173,6 +173,38 @@ def test_layers_of_other_kinds_and_layers_used_twice(folder: Path) -> None:
     assert worst(log, reference) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_adapters_are_logged_alone(folder: Path) -> None:
+    """With LoRA the log is of the adapter: the base takes no gradient."""
+    peft = pytest.importorskip("peft")
+    settings = peft.LoraConfig(
+        r=4, target_modules=["c_attn"], lora_dropout=0.1, fan_in_fan_out=True, init_lora_weights=False
+    )
+    model, data = peft.get_peft_model(network(), settings), text()
+    log = GradientLog.create(folder, model, TASK, data)
+    assert log.slots
+    assert all("lora_" in slot.name for slot in log.slots)
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], 1e-2)
+    reference: dict[int, dict[str, Tensor]] = {}
+    named = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    with GradientRecorder(log, model, optimizer) as recorder:
+        for step, ids in enumerate(torch.arange(EXAMPLES).split(4)):
+            batch = TASK.collate([data[place] for place in ids.tolist()])
+            torch.manual_seed(step)
+            with recorder.examples(ids):
+                TASK.losses(model, batch).mean().backward()
+            for place, example in enumerate(ids.tolist()):
+                torch.manual_seed(step)
+                own = torch.autograd.grad(TASK.losses(model, batch)[place], list(named.values()))
+                reference[example] = dict(zip(named, own, strict=True))
+            optimizer.step()
+            optimizer.zero_grad()
+    for example, wanted in reference.items():
+        found = whole(recorder.log.gradient(*recorder.log.entries(example)).items())
+        assert found.keys() == wanted.keys()
+        assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 1e-5
+
+
 def test_low_precision_is_close(folder: Path) -> None:
     model, data = network(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0), text()
     log, reference = train(GradientLog.create(folder, model, TASK, data, precision="bf16"), model, data)
