@@ -57,7 +57,7 @@ def test_an_adapter_learns_under_gradient_checkpointing(problem: Problem) -> Non
         for model in (problem.model, checkpointed)
     )
     assert torch.allclose(tiny.flat(plain), tiny.flat(saving), atol=1e-5)
-    assert not saving.transformer.wte._forward_hooks, "the embedding gives no gradients of its own any more"
+    assert len(saving.transformer.wte._forward_hooks) == len(checkpointed.transformer.wte._forward_hooks)
 
 
 def test_targets_are_the_layers_that_change(problem: Problem) -> None:
