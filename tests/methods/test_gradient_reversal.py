@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import expunge
 import tiny
 from expunge import CausalLM, GradientReversal, Problem, Record, load_state, unlearn
 from expunge.errors import AlreadyForgottenError, MissingNeedError, SettingError, StateError
@@ -312,3 +314,29 @@ class TestSearch:
 
     def test_is_there_already(self) -> None:
         assert reach(lambda _: 0 / 0, 1.0, before=2.0, start=1, cap=1, growth=2, bisections=1).length == 0.0
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_page_on_the_gradient_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code that people copy runs, block by block; that with a Trainer has tests of its own."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "gradient-log.md").read_text()
+    keep, _, reverse, similar, score = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    torch.manual_seed(0)
+    shape = GPT2Config(vocab_size=40, n_positions=12, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
+    model, data = GPT2LMHeadModel(shape).train(), sentences()
+    training = data[:8]
+    names: dict[str, Any] = {"expunge": expunge, "model": model, "task": TASK, "train_set": training}
+    names["optimizer"] = torch.optim.AdamW(model.parameters(), 1e-2)
+    names["batches"] = [([0, 1, 2, 3], TASK.collate(training[:4])), ([4, 5, 6, 7], TASK.collate(training[4:]))] * 5
+    exec(keep, names)
+    names |= {"forget": training[:2], "retain": training[2:], "holdout": data[30:]}
+    exec(score, names)
+    assert names["scores"].shape == (6,)
+    exec(reverse, names)
+    assert GradientLog.open("private/log").ids_left() == [2, 3, 4, 5, 6, 7]
+    pytest.importorskip("rapidfuzz")
+    texts = ["Ada was born in London in 1815.", "Ada was born in London in 1816.", "Bees dance."]
+    names |= {"texts": texts, "dataset": texts, "forget": [0]}
+    exec(similar, names)
+    assert names["parts"].indices.tolist() == [0, 1]

@@ -88,9 +88,7 @@ def test_curvature_against_a_dense_hessian(kind: Influence) -> None:
 
 
 def test_an_inverse_that_is_not_found_is_an_error() -> None:
-    with pytest.raises(
-        ConvergenceError, match=r"after 2 iterations .* is solved to .* where 0\.01 was"
-    ):
+    with pytest.raises(ConvergenceError, match=r"after 2 iterations .* is solved to .* where 0\.01 was"):
         scores(Influence.INVERSE_HVP, network().eval(), layers=("*.ln_f.*",), damping=1e-6, iterations=2)
 
 
