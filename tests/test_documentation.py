@@ -54,3 +54,14 @@ def test_the_page_on_estimators(capsys: pytest.CaptureFixture[str]) -> None:
     assert "were deleted before" in said
     assert "certified: (1, 3.1e-06), sigma" in said
     assert "'shard-00" in said
+
+
+def test_the_page_on_text() -> None:
+    names: dict[str, Any] = {}
+    for code in blocks("docs/language.md"):
+        exec(code, names)
+
+    record = names["result"].record
+    assert (record.method, record.data["forget"].examples) == ("NPO", 1)
+    (phase,) = record.phases
+    assert phase.history[-1] < phase.history[0]

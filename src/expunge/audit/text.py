@@ -22,7 +22,7 @@ from expunge.training import Run, over_batches
 Floats = NDArray[np.float64]
 
 LOWEST_SHARE = 0.2
-"""Share of the tokens that Min-K% looks at (Shi et al. 2024, arXiv 2310.16789, section 5)."""
+"""Share of the tokens that Min-K% looks at (Shi et al. 2024, arXiv 2310.16789)."""
 
 
 @dataclass(frozen=True)

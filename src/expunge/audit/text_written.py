@@ -82,7 +82,7 @@ def extraction_likelihood(
     """EL: how many of the runs of `words` tokens that the model writes stand in the rest of the true text: (examples,).
 
     The mean over places t of the share of such runs in the model's own continuation of the first t tokens that occur
-    in the true continuation. With 10 it is EL10 of Jang et al. 2023 (arXiv 2210.01504), equation 2. It takes a
+    in the true continuation. With 10 it is EL10 of Jang et al. 2023 (arXiv 2210.01504). It takes a
     continuation for every token; a larger `stride` takes every so manieth place. NaN where an example has `words`
     tokens or fewer.
 

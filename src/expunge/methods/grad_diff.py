@@ -19,7 +19,7 @@ class GradDiff(WithRetainLoss):
     beyond what retraining would do. Weights of 1 are those of OpenUnlearning.
     """
 
-    paper: ClassVar = "Maini et al. 2024 (arXiv 2401.06121), section 4; Liu et al. 2022 (arXiv 2203.12817)"
+    paper: ClassVar = "Maini et al. 2024 (arXiv 2401.06121); Liu et al. 2022 (arXiv 2203.12817)"
     maturity: ClassVar = Maturity.STABLE
 
     def forget_objective(self, student: Student) -> Objective:

@@ -35,7 +35,7 @@ class IdkDPO(WithRetainLoss):
         refusals: What is preferred. Default: four sentences of ours; TOFU has a hundred in `idontknow.jsonl`.
     """
 
-    paper: ClassVar = "Maini et al. 2024 (arXiv 2401.06121), section 4; Rafailov et al. 2023 (arXiv 2305.18290)"
+    paper: ClassVar = "Maini et al. 2024 (arXiv 2401.06121); Rafailov et al. 2023 (arXiv 2305.18290)"
     maturity: ClassVar = Maturity.STABLE
 
     beta: float = 0.1

@@ -24,7 +24,7 @@ class NPO(WithRetainLoss):
         beta: .1 (Zhang et al. 2024, code).
     """
 
-    paper: ClassVar = "Zhang et al. 2024 (arXiv 2404.05868), equation 3"
+    paper: ClassVar = "Zhang et al. 2024 (arXiv 2404.05868)"
     maturity: ClassVar = Maturity.STABLE
 
     beta: float = 0.1

@@ -25,7 +25,7 @@ class SimNPO(WithRetainLoss):
         margin: Mean NLL in nats below which an answer counts as known. Default 0 (ibid., their gamma).
     """
 
-    paper: ClassVar = "Fan et al. 2024 (arXiv 2410.07163), equation 4"
+    paper: ClassVar = "Fan et al. 2024 (arXiv 2410.07163)"
     maturity: ClassVar = Maturity.STABLE
 
     forget_weight: float = 0.125

@@ -24,7 +24,7 @@ class UNDIAL(LanguageMethod):
         strength: 10 logits (ibid.); the authors' code has 3.
     """
 
-    paper: ClassVar = "Dong et al. 2024 (arXiv 2402.10052), equation 3"
+    paper: ClassVar = "Dong et al. 2024 (arXiv 2402.10052)"
     maturity: ClassVar = Maturity.STABLE
 
     learning_rate: float = 1e-4
