@@ -13,6 +13,7 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
 
+import xxhash
 from typing_extensions import Buffer
 
 from expunge.errors import StateError
@@ -35,7 +36,7 @@ class Located:
         chunk: Number of the file.
         offset: First byte.
         length: Bytes.
-        checksum: CRC-32 of the bytes.
+        checksum: XXH3 of the bytes, in 64 bits.
     """
 
     kind: str
@@ -82,14 +83,14 @@ class RecordStore:
     def append(self, kind: str, example: int, epoch: int, step: int, parts: Sequence[Buffer]) -> None:
         """Write a record, valid from the next `commit` on."""
         file = self._opened()
-        length = checksum = 0
+        length, checksum = 0, xxhash.xxh3_64()
         with output_errors(self.folder):
             for part in parts:
                 view = memoryview(part).cast("B")
-                checksum = zlib.crc32(view, checksum)
+                checksum.update(view)
                 length += len(view)
                 file.write(view)
-        self._pending.append(Located(kind, example, epoch, step, self._chunk, self._end, length, checksum))
+        self._pending.append(Located(kind, example, epoch, step, self._chunk, self._end, length, checksum.intdigest()))
         self._end += length
 
     def commit(self, first: str = "") -> None:
@@ -139,7 +140,7 @@ class RecordStore:
             raise StateError(
                 f"{self._path(record.chunk)} cannot be read ({error.strerror}); restore the log"
             ) from error
-        if found != record.length or zlib.crc32(content) != record.checksum:
+        if found != record.length or xxhash.xxh3_64_intdigest(content) != record.checksum:
             raise StateError(
                 f"an entry in {self._path(record.chunk)} is damaged; restore the folder of the log from a copy, or "
                 "leave its example out"
