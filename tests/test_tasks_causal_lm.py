@@ -1,5 +1,6 @@
 """Text as a task: what is predicted, what is kept of it, and what is refused."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -27,6 +28,7 @@ from expunge import (
     audit,
     unlearn,
 )
+from expunge.audit.identity import recipe_name
 from expunge.audit.notes import duplicates
 from expunge.data import MapDataset
 from expunge.errors import ContextError, DataError, EmptyAnswerError, ModelError, SettingError, TokenizerError
@@ -222,6 +224,14 @@ def test_an_audit_tells_the_original_from_oracles() -> None:
     assert far.unlearned.value > max(far.oracles)
     assert {"exact memorisation", "relearning, head refitted, mean"} <= {name for name, _ in measures}
     assert evidence.answers is None
+
+
+def test_oracles_of_text_are_found_again_only_under_the_same_tokenizer() -> None:
+    recipe, other = words.recipe(), words.tokenizer()
+    same = dataclasses.replace(recipe, task=CausalLM(words.tokenizer()))
+    other.add_tokens(["new"])
+    names = [recipe_name(each, "cpu") for each in (recipe, same, dataclasses.replace(recipe, task=CausalLM(other)))]
+    assert names[0] == names[1] != names[2]
 
 
 def without_pad() -> PreTrainedTokenizerFast:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from expunge.methods import (
     Stage,
     TaskNegation,
 )
+from expunge.methods.npo import npo_loss
 from expunge.storage import digest_model
 
 REFUSALS = ("not known .", "what is the job ?")
@@ -169,6 +171,30 @@ def test_a_killed_run_goes_on_to_the_same_bits(method: Method, problem: Problem,
     whole = unlearn(problem, method, execution=tiny.QUIET, checkpoint_dir=tmp_path)
     again = unlearn(problem, method, execution=tiny.QUIET, checkpoint_dir=tmp_path, resume=True)
     assert again.record.result_digest == whole.record.result_digest
+
+
+@pytest.mark.parametrize("adapter", [None, LoraSettings(rank=2)], ids=["whole", "LoRA"])
+def test_a_run_that_was_killed_goes_on_to_the_bits_it_would_have_reached(
+    adapter: LoraSettings | None, problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = NPO(1e-3, epochs=4, batch_size=3, retain_loss="kl", adapter=adapter)
+    wanted = unlearn(problem, method, execution=tiny.QUIET).record
+    often, real, calls = dataclasses.replace(tiny.QUIET, checkpoint_seconds=0.0), npo_loss, []
+
+    def killed(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("expunge.methods.npo.npo_loss", killed)
+        with pytest.raises(KeyboardInterrupt):
+            unlearn(problem, method, execution=often, checkpoint_dir=tmp_path)
+        assert len(calls) == 6
+        unlearned = unlearn(problem, method, execution=often, checkpoint_dir=tmp_path, resume=True)
+    assert len(calls) == 6 + 8 - 5, "five steps were taken before, and are not taken again"
+    assert unlearned.record.result_digest == wanted.result_digest
 
 
 def test_a_rate_that_diverges_is_an_error(problem: Problem) -> None:
