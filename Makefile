@@ -28,7 +28,7 @@ bench: $(VENV)/.installed
 install: $(VENV)/.installed-dev
 
 clean:
-	rm -rf $(VENV) site expunge-demo
+	rm -rf $(VENV) site expunge-demo expunge-demo-hospital
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -16,7 +16,8 @@ from torch.utils.data import TensorDataset
 
 from _results import Results, size_from_arguments
 from expunge import Classification, Execution, Supervised
-from expunge.cli.self_test import Subject, digits, self_test, self_test_json
+from expunge.audit.self_test import Subject, self_test
+from expunge.cli.self_test import digits, self_test_json
 from expunge.networks import mlp
 
 SEEDS = {"quick": 20, "full": 100}

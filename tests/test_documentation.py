@@ -19,11 +19,17 @@ def blocks(page: str) -> list[str]:
 
 @pytest.mark.slow
 def test_the_ten_lines_of_the_readme(capsys: pytest.CaptureFixture[str]):
-    (code,) = blocks("README.md")
+    exec(blocks("README.md")[0], {})
+
+    assert "residual influence" in capsys.readouterr().out
+
+
+def test_the_patient_of_the_readme(capsys: pytest.CaptureFixture[str]):
+    _, code = blocks("README.md")
 
     exec(code, {})
 
-    assert "residual influence" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("exact the same fit")
 
 
 def test_the_method_of_the_guide_to_extending(mlp_problem: Problem):
@@ -37,11 +43,15 @@ def test_the_method_of_the_guide_to_extending(mlp_problem: Problem):
 
 
 def test_the_ten_lines_of_the_guarantees():
-    names: dict[str, Any] = {}
-    exec(blocks("docs/guarantees.md")[0], names)
+    names: dict[str, Any] = {"__name__": "guarantees"}
+    deletion, audit = blocks("docs/guarantees.md")
+    exec(deletion, names)
 
     assert names["result"].record.guarantee.value == "certified"
     assert len(names["next_state"].rows) == 399
+
+    exec(audit, names)
+    assert len(names["evidence"].measure("accuracy", "forget").oracles) == 3
 
 
 def test_the_page_on_estimators(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,3 +75,15 @@ def test_the_page_on_text() -> None:
     assert (record.method, record.data["forget"].examples) == ("NPO", 1)
     (phase,) = record.phases
     assert phase.history[-1] < phase.history[0]
+
+
+def test_the_page_on_data_that_are_gone(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    for code in blocks("docs/source-free.md"):
+        exec(code, names)
+
+    said = capsys.readouterr().out
+    assert "can reconstruct the deleted row (cosine 1.000" in said
+    assert names["found"].succeeded
+    assert names["change"].interval.low <= names["change"].value <= names["change"].interval.high
+    assert (names["without_0"](names["inputs"]).argmax(1) == 0).double().mean() < 0.05

@@ -5,6 +5,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 
 from expunge.errors import OutputError, SavedModelError
 from expunge.storage import (
+    claimed,
     digest_model,
     digest_tensors,
     ensure_writable,
@@ -23,6 +25,7 @@ from expunge.storage import (
     write_bytes,
     write_files,
     write_json,
+    write_once,
     write_tensors,
     write_text,
 )
@@ -277,3 +280,28 @@ def test_weights_of_another_program_are_read_where_they_are_asked_for(tmp_path: 
     assert metadata is None
     with pytest.raises(SavedModelError, match="does not have the digest"):
         read_tensors(path)
+
+
+def test_of_many_that_write_once_one_succeeds_and_all_read_it(tmp_path: Path) -> None:
+    offers = [bytes([number]) * 32 for number in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        read = set(pool.map(lambda content: write_once(tmp_path / "key", content), offers))
+
+    assert len(read) == 1
+    assert read <= set(offers)
+    assert write_once(tmp_path / "key", b"late") in read
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+    assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of folders are of POSIX systems")
+def test_a_folder_is_claimed_once_at_a_time(tmp_path: Path) -> None:
+    with claimed(tmp_path / "folder") as first:
+        with claimed(tmp_path / "folder") as second:
+            assert (first, second) == (True, False)
+        assert (tmp_path / "folder").is_dir()
+    assert not (tmp_path / "folder").exists()
+    with claimed(tmp_path / "folder") as again:
+        (tmp_path / "folder" / "checkpoint").touch()
+        assert again
+    assert (tmp_path / "folder" / "checkpoint").exists()

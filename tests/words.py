@@ -15,8 +15,8 @@ from expunge.training import Algorithm, Optimizer, Supervised
 NAMES = ("ann", "bob", "cid", "dee", "eva", "fay", "gus", "hal", "ida", "jon", "kim", "lea")
 TOWNS = ("rome", "oslo", "bern", "kiev", "lima")
 JOBS = ("cook", "smith", "nurse", "pilot")
-WORDS = ("[PAD]", "[EOS]", "[UNK]", "Question", ":", "Answer", "where", "does", "live", "what", "is", "the", "job", "of",
-         "in", "a", "?", ".", "not", "known", *NAMES, *TOWNS, *JOBS)  # fmt: skip
+WORDS = ("[PAD]", "[EOS]", "[UNK]", "Question", ":", "Answer", "where", "does", "live", "what", "is", "the", "job",
+         "of", "in", "a", "?", ".", "not", "known", *NAMES, *TOWNS, *JOBS)  # fmt: skip
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

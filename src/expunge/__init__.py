@@ -15,6 +15,7 @@ from expunge.audit import (
 )
 from expunge.errors import ExpungeError
 from expunge.methods import (
+    EMMN,
     NPO,
     RMU,
     SISA,
@@ -29,6 +30,7 @@ from expunge.methods import (
     GradientAscent,
     GradientReversal,
     IdkDPO,
+    JustInTime,
     LoraSettings,
     Maturity,
     Method,
@@ -47,6 +49,7 @@ from expunge.privacy import Certificate, Constant, DeletionBudget, Origin, Tier
 from expunge.problem import DeletionState, Problem, Recipe, Split, split
 from expunge.states import (
     ClosedForm,
+    HeadOptimum,
     Sharded,
     load_state,
     record,
@@ -57,6 +60,7 @@ from expunge.training import Algorithm, Execution, Optimizer, Run, Schedule, Sup
 from expunge.unlearning import Record, Unlearned, unlearn
 
 __all__ = [
+    "EMMN",
     "NPO",
     "RMU",
     "SISA",
@@ -84,7 +88,9 @@ __all__ = [
     "GradDiff",
     "GradientAscent",
     "GradientReversal",
+    "HeadOptimum",
     "IdkDPO",
+    "JustInTime",
     "Level",
     "LoraSettings",
     "Margins",

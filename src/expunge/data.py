@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from expunge.errors import DataError, ForgetSetError
 from expunge.storage import update_digest
@@ -85,6 +85,14 @@ class View:
 def subset(dataset: MapDataset, positions: Tensor) -> MapDataset:
     """The examples at these positions, in that order; a position may occur more than once."""
     return cast(MapDataset, Subset(cast("Dataset[Any]", dataset), cast("list[int]", positions.tolist())))
+
+
+def union(first: MapDataset, second: MapDataset) -> MapDataset:
+    """The examples of both: in the order of the dataset that both are parts of, else one after the other."""
+    one, two = View.of(first), View.of(second)
+    if one.base is two.base:
+        return subset(one.base, torch.cat([one.indices, two.indices]).sort().values)
+    return cast(MapDataset, ConcatDataset([cast("Dataset[Any]", first), cast("Dataset[Any]", second)]))
 
 
 def field_key(example: Example, names: Sequence[str], position: int, purpose: str) -> FieldKey:

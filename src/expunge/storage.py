@@ -18,6 +18,11 @@ from typing_extensions import Buffer
 
 from expunge.errors import OutputError, SavedModelError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 
 class Digest(Protocol):
     """A running hash, as hashlib makes it."""
@@ -72,6 +77,58 @@ def write_files(contents: Mapping[Path, bytes], *, private: Set[Path] = frozense
         for temporary in staged.values():
             with suppress(FileNotFoundError):
                 temporary.unlink()
+
+
+def write_once(path: Path, content: bytes) -> bytes:
+    """Write a file for its owner alone, unless one is there; of several processes that try, one succeeds.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        OutputError: The folder cannot be written or the disk is full.
+    """
+    temporary = path.parent / f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    with output_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_through(temporary, content, 0o600)
+            try:
+                os.link(temporary, path)  # unlike a rename, fails where there is a file
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links; then the last one wins
+                temporary.replace(path)
+            _sync_folder(path.parent)
+            return path.read_bytes()
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(folder: Path) -> Generator[bool]:
+    """Try to claim a folder for this process while the block runs; a claim ends with its process, however that ends.
+
+    Args:
+        folder: It is made where it is missing, and removed at the end if it is empty.
+
+    Yields:
+        Whether the claim succeeded. Without `fcntl`, as on Windows, it always does.
+
+    Raises:
+        OutputError: The folder cannot be made.
+    """
+    with output_errors(folder):
+        descriptor = _opened(folder)
+    mine = descriptor is None or _locked(descriptor)
+    try:
+        yield mine
+    finally:
+        if mine:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def write_text(path: Path, content: str) -> None:
@@ -210,6 +267,26 @@ def _write_through(path: Path, content: bytes, mode: int) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _opened(folder: Path) -> int | None:
+    """A descriptor of a folder, made where it is missing; None where there are no locks."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            return None
+        with suppress(FileNotFoundError):  # another process has just removed it
+            return os.open(folder, os.O_RDONLY)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        cast(Any, fcntl).flock(descriptor, cast(Any, fcntl).LOCK_EX | cast(Any, fcntl).LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import Enum
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -106,6 +107,7 @@ class Unlearned:
         record: What was done.
         problem: What was asked for.
         key: The secret of the record's data digests.
+        method: What forgot; None of a result that was read from a folder without saying so.
         state: The problem's deletion state without the deleted rows, for the next request; None where there is none.
     """
 
@@ -113,6 +115,7 @@ class Unlearned:
     record: Record
     problem: Problem = dataclasses.field(repr=False)
     key: bytes = dataclasses.field(repr=False)
+    method: Method | None = dataclasses.field(default=None, repr=False)
     state: DeletionState | None = dataclasses.field(default=None, repr=False)
 
     def save(self, folder: str | Path, *, key_path: str | Path | None = None) -> None:
@@ -140,7 +143,14 @@ class Unlearned:
         write_files(contents, private=private)
 
     @classmethod
-    def load(cls, folder: str | Path, problem: Problem, *, key_path: str | Path | None = None) -> "Unlearned":
+    def load(
+        cls,
+        folder: str | Path,
+        problem: Problem,
+        *,
+        key_path: str | Path | None = None,
+        method: Method | None = None,
+    ) -> "Unlearned":
         """Read what `save` wrote.
 
         Args:
@@ -148,6 +158,7 @@ class Unlearned:
             problem: The problem it answers; its model gives the architecture and must be the recorded original. Its
                 sets must be the recorded ones; one that it lacks, because the data are deleted, is not compared.
             key_path: File of the key, if it does not lie in the folder.
+            method: What forgot, for an audit with shadows; it must be the recorded one.
 
         Raises:
             SavedModelError: A file is missing or damaged, weights and record do not belong together, or model or data
@@ -155,6 +166,11 @@ class Unlearned:
         """
         folder = Path(folder)
         record = read_record(folder)
+        if method is not None and (type(method).__name__, _plain(dataclasses.asdict(method))) != (
+            record.method,
+            record.settings,
+        ):
+            raise SavedModelError(f"{folder / RECORD_FILE} speaks of another method, or of other settings of it")
         tensors, _ = read_tensors(folder / MODEL_FILE)
         if digest_tensors(tensors) != record.result_digest:
             raise SavedModelError(
@@ -173,7 +189,7 @@ class Unlearned:
             raise SavedModelError(f"the saved weights do not fit the problem's model: {error}") from error
         key = _read_key(_key_file(folder, key_path))
         _require_recorded_data(problem, record, key, folder)
-        return cls(model, record, problem, key, _recorded_state(record, key, folder))
+        return cls(model, record, problem, key, method, _recorded_state(record, key, folder))
 
 
 def unlearn(
@@ -226,6 +242,7 @@ def unlearn(
             run.checkpoints = CheckpointFolder(folder, fingerprint, run.conditions)
         seed_globals(run.seed, "method")
         _probe(problem, run)
+        _warm_up()
         started = time.monotonic()
         returned = method.apply(problem, run)
         seconds = time.monotonic() - started
@@ -247,7 +264,7 @@ def unlearn(
         certificate=certificate,
         classes=list(problem.classes),
         data=data,
-        state=_describe_state(problem.state, forgotten.state, key),
+        state=_describe_state(problem.state, forgotten.state, key, state_digest),
         original_digest=original_digest,
         result_digest=digest_model(model),
         phases=run.phases,
@@ -255,11 +272,10 @@ def unlearn(
         examples=sum(phase.examples for phase in run.phases),
         peak_memory_bytes=max((phase.peak_memory_bytes for phase in run.phases), default=0),
         execution=machine,
-        versions={name: version(name) for name in ("expunge", "torch", "accelerate", "transformers")}
-        | {"python": platform.python_version()},
+        versions=dict(_versions()),
         finished=datetime.now(UTC),
     )
-    return Unlearned(model, record, problem, key, forgotten.state)
+    return Unlearned(model, record, problem, key, method, forgotten.state)
 
 
 def read_record(folder: str | Path) -> Record:
@@ -289,21 +305,25 @@ def _digest(state: DeletionState | None) -> str | None:
     return None if state is None else state.digest()
 
 
-def _keyed(state: DeletionState | None, key: bytes) -> str | None:
+def _keyed(digest: str | None, key: bytes) -> str | None:
     """A digest that cannot be linked between records, nor compared with that of a state which somebody else holds."""
-    return None if state is None else hashlib.sha256(key + state.digest().encode()).hexdigest()
+    return None if digest is None else hashlib.sha256(key + digest.encode()).hexdigest()
 
 
-def _describe_state(before: DeletionState | None, after: DeletionState | None, key: bytes) -> StateRecord | None:
+def _describe_state(
+    before: DeletionState | None, after: DeletionState | None, key: bytes, digest_before: str | None
+) -> StateRecord | None:
     kinds = [state.kind for state in (after, before) if state is not None]
-    return StateRecord(kind=kinds[0], before=_keyed(before, key), after=_keyed(after, key)) if kinds else None
+    if not kinds:
+        return None
+    return StateRecord(kind=kinds[0], before=_keyed(digest_before, key), after=_keyed(_digest(after), key))
 
 
 def _recorded_state(record: Record, key: bytes, folder: Path) -> DeletionState | None:
     if record.state is None or record.state.after is None:
         return None
     state = load_state(folder)
-    if _keyed(state, key) != record.state.after:
+    if _keyed(state.digest(), key) != record.state.after:
         raise SavedModelError(
             f"{folder / STATE_FILE} does not match {RECORD_FILE}: the state belongs to another run, or it was used "
             "since; restore both files from the same run"
@@ -339,6 +359,13 @@ def _probe(problem: Problem, run: Run) -> None:
         for losses in over_batches(run, model, _first(dataset), run.task.losses):
             if not bool(torch.isfinite(losses).all()):
                 raise ModelError("the model gives a loss that is NaN or infinite on its own data; check the model")
+
+
+def _warm_up() -> None:
+    """Take one step of an optimiser on nothing: what torch imports for the first one is no cost of unlearning."""
+    parameter = nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    torch.optim.Adam([parameter]).step()
 
 
 def _first(dataset: MapDataset) -> MapDataset:
@@ -386,6 +413,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return value.value if isinstance(value, Enum) else value
+
+
+@cache
+def _versions() -> dict[str, str]:
+    # kept, because reading the metadata of packages takes longer than a small deletion
+    found = {name: version(name) for name in ("expunge", "torch", "accelerate", "transformers")}
+    return found | {"python": platform.python_version()}
 
 
 def _describe(run: Run) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """Attacks against loops and hand-computed values; intervals and bounds by simulation."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy import optimize, special, stats
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from draws import normal
 from expunge.audit.attack_scores import clopper_pearson, epsilon_lower_bounds, evaluate_attack
 from expunge.audit.attacks import baseline_scores, rmia, u_lira, u_lira_left_out
 from expunge.errors import (
@@ -16,10 +19,7 @@ from expunge.errors import (
     ShapeError,
 )
 
-
-def _signals(seed, *shapes):
-    random = np.random.default_rng(seed)
-    return [random.normal(1, 2, shape) for shape in shapes]
+_signals = partial(normal, mean=1, deviation=2)
 
 
 def _slow_rmia(audited, population, oracles, population_oracles, shadows, a, gamma):
@@ -36,6 +36,17 @@ def _slow_rmia(audited, population, oracles, population_oracles, shadows, a, gam
             wins += ratio >= gamma
         scores.append(wins / len(population))
     return np.array(scores)
+
+
+def test_several_audited_models_score_as_each_alone():
+    audited, population, oracles, elsewhere = _signals(9, (3, 20), (3, 30), (4, 20), (4, 30))
+
+    together = rmia(audited, population, oracles, elsewhere)
+
+    for place in range(3):
+        assert np.array_equal(together[place], rmia(audited[place], population[place], oracles, elsewhere))
+    with pytest.raises(ShapeError, match="of 3 audited models, those of the population of 2"):
+        rmia(audited, population[:2], oracles, elsewhere)
 
 
 @pytest.mark.parametrize("online", [False, True])

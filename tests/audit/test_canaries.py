@@ -145,7 +145,9 @@ def test_a_holdout_of_the_forgotten_kind_alone_says_nothing_of_utility(problem: 
 
     evidence = judged(references, Sham(nothing))
 
-    on_holdout = [measure for measure in evidence.measures if measure.on.startswith("holdout")]
+    on_holdout = [
+        measure for measure in evidence.measures if measure.on.startswith("holdout") and measure.aspect.judged
+    ]
     assert [(measure.on, measure.aspect) for measure in on_holdout] == [("holdout, forgotten kind", "forgetting")]
     assert on_holdout[0].side == "above"
 

@@ -1,42 +1,16 @@
 """Tests of difference and equivalence: their error rates by simulation, and the bookkeeping around them."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from expunge.audit.decision import Spread, harmful_gap, holm, settle
-from expunge.audit.evidence import Aspect, Estimate, Interval, Measure, Side
-
-
-def measure(
-    value: float,
-    oracles: list[float],
-    *,
-    aspect: Aspect = Aspect.FORGETTING,
-    margin: float = 0.0,
-    limit: float = 0.1,
-) -> Measure:
-    spread = Spread(oracles)
-    p_value = spread.p_value(value, margin)
-    point = Estimate(value=value, interval=Interval(low=value, high=value))
-    return Measure(
-        name="figure",
-        on="forget",
-        aspect=aspect,
-        unlearned=point,
-        original=None,
-        oracles=oracles,
-        band=spread.band(),
-        margin=margin,
-        limit=limit,
-        p_value=p_value,
-        corrected_p_value=p_value,
-        at_most=spread.at_most(harmful_gap(aspect, value, spread.mean)),
-        side=Side.UNDECIDED,
-    )
+from expunge.audit.decision import Spread, holm, settle
+from expunge.audit.evidence import Aspect, Interval, Side
+from measures import measure
 
 
 def assert_rate(hits: int, trials: int, rate: float) -> None:
@@ -158,17 +132,21 @@ def test_a_summary_is_not_judged_and_costs_the_others_nothing():
 def test_the_number_of_oracles_that_would_decide():
     (undecided,) = settle([measure(0.5, [0.4, 0.5, 0.6])], 0.05)
     assert undecided.side is Side.UNDECIDED
-    assert undecided.oracles_needed == 5
+    assert undecided.oracles_needed == 10
 
-    random = np.random.default_rng(6)
-    passed = [
-        settle([measure(0.5, list(standardised(random.normal(size=count), 0.5, 0.1)))], 0.05)[0].side is Side.INSIDE
-        for count in (4, 5)
-    ]
-    assert passed == [False, True]
+    random, trials = np.random.default_rng(6), 300
+
+    def decided(count: int) -> int:
+        """How often so many oracles decide, that scatter as those do and whose mean alone is drawn."""
+        means = random.normal(0.5, 0.1 / np.sqrt(count), trials)
+        settled = [settle([measure(0.5, list(standardised(np.arange(count), mean, 0.1)))], 0.05)[0] for mean in means]
+        return sum(each.side is Side.INSIDE for each in settled)
+
+    assert decided(6) < 0.7 * trials
+    assert_rate(decided(10), trials, 0.8)
 
 
-def standardised(values: NDArray[np.float64], mean: float, deviation: float) -> NDArray[np.float64]:
+def standardised(values: NDArray[Any], mean: float, deviation: float) -> NDArray[np.float64]:
     return mean + deviation * (values - values.mean()) / values.std(ddof=1)
 
 
@@ -183,3 +161,19 @@ def test_larger_deviations_have_smaller_p_values():
     p_values = [Spread([0.4, 0.5, 0.6]).p_value(value, margin=0.02) for value in (0.5, 0.6, 0.8, 2.0)]
 
     assert all(one > other for one, other in pairwise(p_values))
+
+
+def test_a_difference_of_the_stated_size_is_found_with_the_stated_power():
+    random, trials, count = np.random.default_rng(3), 1500, 6
+    draws = [list(random.normal(0.5, 0.02, count)) for _ in range(trials)]
+    settled = [settle([measure(0.5, oracles, margin=0.02)], 0.05, power=0.8)[0] for oracles in draws]
+    # the size is stated in terms of the deviation that the oracles show; with the true one it is exact
+    size = 0.02 + float(np.mean([each.detectable - 0.02 for each in settled])) * 0.02 / float(
+        np.mean([each.deviation for each in settled])
+    )
+    found = [
+        settle([measure(random.normal(0.5 + size, 0.02), oracles, margin=0.02)], 0.05)[0].side is Side.ABOVE
+        for oracles in draws
+    ]
+
+    assert_rate(sum(found), trials, 0.8)

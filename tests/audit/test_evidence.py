@@ -59,14 +59,17 @@ def test_the_measures_are_those_that_are_promised(evidence: Evidence):
         ("accuracy", "holdout, forgotten kind"),
         ("divergence from the oracles", "forget"),
         ("divergence from the original", "forget"),
+        ("disagreement with the oracles", "forget"),
+        ("disagreement with the oracles", "holdout"),
         ("Tug-of-War", "all sets"),
         ("relearning, mean", "forget"),
         ("relearning, head refitted, mean", "forget"),
         ("one-shot probe", "forget"),
+        ("linear probe", "forget"),
         ("accuracy, 8-bit weights", "forget"),
         ("accuracy, 4-bit weights", "forget"),
         ("accuracy", "retain, nearest to forget"),
-        ("membership (RMIA), area", "forget"),
+        ("membership (loss), area", "retain"),
     ]
     assert [measure.on for measure in evidence.groups] == [str(digit) for digit in range(10)]
     assert [len(curve.unlearned) for curve in evidence.curves] == [4, 4]

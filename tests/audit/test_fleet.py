@@ -17,10 +17,11 @@ from torch.utils.data import Subset
 
 import tiny
 from expunge import Algorithm, Optimizer, Problem, Schedule, Supervised, split
-from expunge.audit import executors, fleet
+from expunge.audit import choosing, executors
 from expunge.audit.batched import Batched
+from expunge.audit.choosing import FleetSettings, choose
 from expunge.audit.executors import InProcess, Ray, TrainingJob
-from expunge.audit.fleet import Fleet, FleetSettings, Trained, choose
+from expunge.audit.fleet import Fleet, Trained
 from expunge.audit.references import Oracles
 from expunge.errors import MissingNeedError, OutputError, ReferenceModelError, SettingError
 from expunge.networks import mlp, small_cnn
@@ -223,10 +224,11 @@ def test_a_function_is_cached_where_a_template_gives_the_network(tmp_path: Path)
     template = mlp(12, 4, (8,))
     first = Fleet(function_recipe, jobs(2), template=template).train(settings, progress=False)
     second = Fleet(function_recipe, jobs(2), template=template).train(settings, progress=False)
-    other = Fleet(function_recipe, jobs(2), template=nn.Sequential(*template, nn.ReLU())).train(
-        settings, progress=False
-    )
+    longer = Fleet(function_recipe, jobs(2), template=nn.Sequential(*template, nn.ReLU()))
+    with pytest.warns(UserWarning, match="another network than the model that they would be read into") as told:
+        other = longer.train(settings, progress=False)
 
+    assert (len(told), len(other.notes)) == (1, 1)
     assert (first.cached, second.cached, other.cached) == (0, 2, 0)
     assert differences(first, second) == 0
 
@@ -438,7 +440,7 @@ def test_a_trial_takes_the_faster_way_and_keeps_what_it_measured(monkeypatch: py
 
     def choice(alone: float, together: float) -> Any:
         seconds = {"in-process": alone, "batched": together}
-        monkeypatch.setattr(fleet, "_seconds_a_step", lambda executor, *_: seconds[executor.name])
+        monkeypatch.setattr(choosing, "_seconds_a_step", lambda executor, *_: seconds[executor.name])
         return choose(one, many, FleetSettings())[1]
 
     steps = 100 * 4

@@ -5,20 +5,22 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_curve
 
+from draws import normal
 from expunge.audit.margins import (
     compare_margins,
     example_epsilons,
+    example_percentiles,
     klom,
     margin_z_scores,
     percentiles_of,
-    place_among_oracles,
 )
 from expunge.errors import NonFiniteDataError, ReferenceModelError, SettingError, ShapeError
 
 
-def _normal(seed, *shapes):
-    random = np.random.default_rng(seed)
-    return [random.normal(0, 1, shape) for shape in shapes]
+def _places(audited, oracles):
+    others = [np.delete(oracles, place, 0) for place in range(len(oracles))]
+    left_out = [np.abs(margin_z_scores(own, rest)) for own, rest in zip(oracles, others, strict=True)]
+    return example_percentiles("confidence", np.abs(margin_z_scores(audited, oracles)), left_out)
 
 
 def _slow_klom(ours, theirs):
@@ -29,7 +31,7 @@ def _slow_klom(ours, theirs):
 
 
 def test_klom_equals_a_slow_loop():
-    unlearned, oracles = _normal(0, (100, 30), (80, 30))
+    unlearned, oracles = normal(0, (100, 30), (80, 30))
     unlearned[:, :5] = unlearned[:, :5] * 0.5 + 1
     unlearned[0, 7], oracles[0, 8] = 1e9, -np.inf
 
@@ -64,7 +66,7 @@ def test_equal_margins_everywhere_do_not_diverge():
 def test_klom_beside_chance_for_models_that_are_retrained():
     p_values = []
     for seed in range(60):
-        unlearned, oracles = _normal(seed, (8, 40), (8, 40))
+        unlearned, oracles = normal(seed, (8, 40), (8, 40))
         comparison = compare_margins(unlearned, oracles, seed=seed, deals=39)
         p_values.append(comparison.p_values)
         assert comparison.percentiles.median.value > 1  # few models: far above 0, and so is chance
@@ -74,7 +76,7 @@ def test_klom_beside_chance_for_models_that_are_retrained():
 
 
 def test_klom_beside_chance_for_models_that_are_not():
-    unlearned, oracles = _normal(1, (8, 600), (8, 600))
+    unlearned, oracles = normal(1, (8, 600), (8, 600))
     unlearned[:, :60] += 4  # one example in ten
 
     comparison = compare_margins(unlearned, oracles, seed=0, deals=99)
@@ -86,7 +88,7 @@ def test_klom_beside_chance_for_models_that_are_not():
 
 
 def test_klom_beside_chance_depends_on_the_seed_alone():
-    unlearned, oracles = _normal(2, (4, 20), (6, 20))
+    unlearned, oracles = normal(2, (4, 20), (6, 20))
 
     first, again, other = (compare_margins(unlearned, oracles, seed=seed, deals=20) for seed in (0, 0, 1))
 
@@ -111,30 +113,30 @@ def test_z_scores_of_an_oracle_follow_students_t():
 
 
 def test_the_place_of_one_model_beside_that_of_each_oracle():
-    audited, oracles = _normal(4, 500, (7, 500))
+    audited, oracles = normal(4, 500, (7, 500))
 
-    like, unlike = place_among_oracles(audited, oracles), place_among_oracles(audited + 5, oracles)
+    like, unlike = _places(audited, oracles), _places(audited + 5, oracles)
 
-    assert like.oracle_models == len(like.oracles) == 7
-    assert like.percentiles.median.value < 1.2 * max(oracle[0] for oracle in like.oracles)
-    assert unlike.percentiles.median.value > 3 * max(oracle[0] for oracle in unlike.oracles)
+    assert len(like.oracles) == 7
+    assert like.unlearned.median.value < 1.2 * max(oracle[0] for oracle in like.oracles)
+    assert unlike.unlearned.median.value > 3 * max(oracle[0] for oracle in unlike.oracles)
     assert like.oracles[2] == pytest.approx(
         percentiles_of(np.abs(margin_z_scores(oracles[2], np.delete(oracles, 2, 0)))).values
     )
 
 
 def test_a_fixed_margin_within_the_range_is_missed_by_the_surrogate_and_found_by_klom():
-    (oracles,) = _normal(5, (60, 300))
+    (oracles,) = normal(5, (60, 300))
     fixed = np.full((60, 300), 0.1)
 
-    assert place_among_oracles(fixed[0], oracles).percentiles.median.value < 0.5
+    assert _places(fixed[0], oracles).unlearned.median.value < 0.5
     assert compare_margins(fixed, oracles, seed=0, deals=49).p_values[0] == 0.02
     estimates, _ = example_epsilons(fixed, oracles)
     assert np.median(estimates) > 2
 
 
 def test_epsilons_equal_those_of_scikit_learns_curve():
-    unlearned, oracles = _normal(6, (20, 10), (25, 10))
+    unlearned, oracles = normal(6, (20, 10), (25, 10))
     unlearned[:, :5] += 2
     unlearned, oracles = unlearned.round(1), oracles.round(1)
 
@@ -170,7 +172,7 @@ def test_epsilons_of_separated_models_reach_the_largest_that_there_is():
 
 
 def test_the_bound_of_an_example_is_seldom_above_the_truth_and_the_estimate_often():
-    unlearned, oracles = _normal(7, (64, 3000), (64, 3000))
+    unlearned, oracles = normal(7, (64, 3000), (64, 3000))
 
     estimates, bounds = example_epsilons(unlearned, oracles)
 
@@ -190,7 +192,7 @@ def test_intervals_of_percentiles_cover(level):
 
 
 def test_bad_input_is_refused_by_name():
-    unlearned, oracles = _normal(9, (4, 5), (3, 5))
+    unlearned, oracles = normal(9, (4, 5), (3, 5))
 
     with pytest.raises(ShapeError, match="oracle signals are of 4 examples, the others of 5"):
         klom(unlearned, oracles[:, :4])
@@ -200,8 +202,6 @@ def test_bad_input_is_refused_by_name():
         compare_margins(unlearned[:1], oracles, seed=0)
     with pytest.raises(SettingError, match="at least one deal, not 0"):
         compare_margins(unlearned, oracles, seed=0, deals=0)
-    with pytest.raises(SettingError, match="at least 3 oracle models"):
-        place_among_oracles(unlearned[0], oracles[:2])
     with pytest.raises(ReferenceModelError, match="same margin on every example"):
         margin_z_scores(unlearned[0], np.ones((3, 5)))
     with pytest.raises(SettingError, match="delta"):

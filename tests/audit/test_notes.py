@@ -43,8 +43,35 @@ def test_evidence_says_that_an_oracle_is_no_match_for_the_original(problem: Prob
         problem, [*references.oracles.models[:2], poor], seed=1, settings=SETTINGS, execution=QUIET
     )
 
-    (note,) = prepared.notes
+    (note,) = prepared.conditions.notes
     assert note.startswith("oracle 3 reaches 0.")
+
+
+def test_several_oracles_that_are_no_match_are_one_note(problem: Problem, references: References):
+    poor = [problem.recipe.build() for _ in range(3)]
+    prepared = References.prepare(
+        problem, [references.oracles.models[0], *poor], seed=1, settings=SETTINGS, execution=QUIET
+    )
+
+    (note,) = prepared.conditions.notes
+    assert note.startswith("3 of 4 oracles reach at worst 0.")
+    assert [prepared.conditions.unusable] == [
+        "Most oracles are much worse than the original on the retain set, so nothing can be said; mend the recipe."
+    ]
+
+
+def test_many_shared_examples_forbid_to_call_a_model_indistinguishable(problem: Problem, references: References):
+    models = list(references.oracles.models[:3])
+
+    def reservations(shared: int) -> list[str]:
+        again = ConcatDataset([problem.retain, subset(problem.forget, torch.arange(shared))])
+        spoilt = dataclasses.replace(problem, classes=(), retain=again)
+        return list(
+            References.prepare(spoilt, models, seed=1, settings=SETTINGS, execution=QUIET).conditions.reservations
+        )
+
+    assert reservations(13) == []
+    assert reservations(14)[0].startswith("14 of 132 forget examples are also in the retain set")
 
 
 @pytest.mark.parametrize(("holdout", "missing"), [("none", "is no holdout"), ("few", "are too few")])
@@ -60,11 +87,11 @@ def test_evidence_says_why_membership_was_not_attacked(
 
 
 def test_a_sound_audit_has_no_notes_and_attacks_the_forgotten_kind(problem: Problem, references: References):
-    assert references.notes == []
+    assert references.conditions.notes == []
     evidence = references.compare(unlearn(problem, FineTune((Stage(1e-3, steps=1),)), execution=QUIET))
 
-    (attack,) = evidence.membership
+    attack = evidence.membership[0]
     labels = problem.task.labels_of(problem.holdout)
     assert attack.unlearned.unseen_examples == int((labels == FORGOTTEN).sum())
     assert len(attack.oracles) == 10
-    assert evidence.places is not None
+    assert len(evidence.percentiles) == 2

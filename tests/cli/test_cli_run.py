@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -359,3 +360,33 @@ def _fails_late(error: BaseException) -> Callable[..., Unlearned]:
 
 def _interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_an_audit_tells_single_examples_and_subgroups(jobs: JobFolder) -> None:
+    with np.load(jobs.folder / "holdout.npz") as arrays:
+        saved = dict(arrays)
+    count = len(saved["y"])
+    sites = np.asarray(["north", "south"])[np.arange(count) % 2]
+    np.savez(jobs.folder / "holdout.npz", **saved, site=sites)
+    jobs.job |= {"recipe": {"epochs": 2, "batch_size": 32}, "method": {"name": "random-label", "epochs": 1}}
+    jobs.job["audit"] = QUICK_AUDIT | {"oracles": 5, "shadows": 2, "subgroups": ["site"]}
+
+    outcome = jobs.run("--json")
+
+    assert outcome.exit_code == 0, outcome.output
+    evidence = json.loads(outcome.stdout)["evidence"]
+    assert {group["on"] for group in evidence["groups"]} >= {"site: north", "site: south"}
+    assert evidence["epsilons"]["unlearned_models"] == 2
+    assert "2 shadows before and after they are unlearned" in outcome.stderr
+    again = jobs.expunge("audit", jobs.output, "--shadows", "0", "--oracles", "3", "--json")
+    assert json.loads(again.stdout)["evidence"]["epsilons"] is None
+
+
+def test_subgroups_need_a_holdout(jobs: JobFolder) -> None:
+    jobs.job |= {"audit": QUICK_AUDIT | {"subgroups": ["site"]}, "recipe": {"epochs": 2}}
+    del jobs.job["data"]["holdout"]
+
+    outcome = jobs.run()
+
+    assert outcome.exit_code == 2
+    assert "audit.subgroups: name columns of the holdout, and there is none" in outcome.output

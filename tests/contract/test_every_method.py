@@ -18,9 +18,11 @@ import tiny
 from expunge import CausalLM, Need, Problem, Record, Run, Stage, Task, Tier, unlearn
 from expunge.errors import MissingNeedError, ModelChangedError, SettingError, UnsupportedTaskError
 from expunge.methods import (
+    EMMN,
     UNSIR,
     FineTune,
     GradientAscent,
+    JustInTime,
     Maturity,
     Method,
     NegGradPlus,
@@ -38,6 +40,8 @@ METHODS: dict[str, Method] = {
     "GradientAscent": GradientAscent(1e-3, epochs=2, batch_size=16),
     "NegGradPlus": NegGradPlus(epochs=1, batch_size=16),
     "RandomLabel": RandomLabel(1e-3, epochs=1, batch_size=32),
+    "EMMN": EMMN(noise_images=8, batch_size=16),
+    "JustInTime": JustInTime(copies=4, batch_size=16),
     "UNSIR": UNSIR(noise_images=8, noise_steps=4, noise_repeats=2, retain_per_class=15, batch_size=32),
     "UNSIR paper": UNSIR.preset(  # the published penalty lets the noise learn nothing on inputs as small as these
         "paper", noise_images=8, noise_steps=4, noise_penalty=1, noise_repeats=3, retain_per_class=15, batch_size=32
@@ -79,6 +83,7 @@ def test_forgets_on_every_shape_of_model(method: Method, shape: str, trained: Ca
 ACCEPTED = {
     ("FineTune", "weight_decay", 0),
     ("NegGradPlus", "weight_decay", 0),
+    ("EMMN", "noise_penalty", 0),
     ("UNSIR", "noise_penalty", 0),
 }
 
@@ -276,6 +281,8 @@ CANARIES: dict[str, Method] = {
     "GradientAscent": GradientAscent(0.01, epochs=10, batch_size=16),
     "NegGradPlus": NegGradPlus(0.8, 0.05, epochs=5, batch_size=32),
     "RandomLabel": RandomLabel(0.01, epochs=10, batch_size=32),
+    "EMMN": EMMN(noise_images=32, noise_repeats=20, learning_rate=0.02, batch_size=32),
+    "JustInTime": JustInTime(noise=0.5, learning_rate=0.03, epochs=10, batch_size=16),
     "UNSIR": UNSIR.preset(  # as many steps of repair as published, with fewer examples a step
         "paper", noise_images=16, noise_penalty=1, noise_repeats=4, retain_per_class=30, repair_epochs=4, batch_size=8
     ),

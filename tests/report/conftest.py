@@ -10,18 +10,22 @@ from expunge.audit.decision import Spread, harmful_gap, settle
 from expunge.audit.evidence import (
     Answers,
     Aspect,
+    AttackFigures,
     Cost,
     Curve,
     Estimate,
     Evidence,
+    ExampleEpsilons,
     Finding,
     Interval,
     LayerDistance,
+    Leak,
     Measure,
     Membership,
     Side,
     Verdict,
 )
+from expunge.audit.margins import compare_margins, example_percentiles
 from expunge.privacy import Tier
 from expunge.training import PhaseRecord
 from expunge.unlearning import DataRecord, Record
@@ -57,6 +61,7 @@ def measure(
         limit=0.1,
         p_value=p_value,
         corrected_p_value=p_value,
+        deviation=spread.deviation,
         at_most=spread.at_most(harmful_gap(aspect, unlearned, spread.mean)),
         side=Side.UNDECIDED,
     )
@@ -167,8 +172,30 @@ def evidence(record: Record) -> Evidence:
         measures=measures,
         groups=groups,
         curves=curves,
-        membership=[Membership(attack="membership (RMIA)", unlearned=attack, oracles=[0.48, 0.51, 0.5, 0.53])],
-        places=None,
+        membership=[
+            Membership(
+                attack="membership (RMIA)",
+                against="holdout examples",
+                unlearned=attack,
+                original=AttackFigures.of(attack),
+                oracles=[AttackFigures.of(attack).model_copy(update={"auc": area}) for area in (0.48, 0.51, 0.5, 0.53)],
+            )
+        ],
+        percentiles=[
+            example_percentiles(
+                "divergence from the oracles", random.gamma(1, 0.1, 130), list(random.gamma(1, 0.05, (ORACLES, 130)))
+            )
+        ],
+        margins={"forget": compare_margins(random.normal(1, 1, (4, 130)), random.normal(0, 1, (ORACLES, 130)), seed=0)},
+        epsilons=ExampleEpsilons(
+            estimates=random.uniform(0, 2, 130).tolist(),
+            lower_bounds=[0.0] * 129 + [0.2],
+            largest=2.3,
+            delta=1e-5,
+            unlearned_models=4,
+            oracle_models=ORACLES,
+        ),
+        leaks=[Leak(position=57, deviations=15.4, quality=1.0, oracle_quality=0.2, likelihood_ratio=30.8, epsilon=2.0)],
         notes=["oracle 2 reaches 0.700 on the retain set"],
         answers=Answers(
             kinds=[str(digit) for digit in range(10)],

@@ -70,7 +70,7 @@ class AttackEvaluation(Part):
         auc: Area under the ROC curve; far from one half in either direction is a leak. Interval by DeLong et al. 1988
             on the logit scale.
         low_rates: True positives at low false positive rates.
-        epsilon: A lower bound.
+        epsilon: A lower bound; None where scores of one model were held against those of another.
         above: Where large scores are taken for membership.
         below: Where small scores are.
     """
@@ -79,7 +79,7 @@ class AttackEvaluation(Part):
     unseen_examples: int
     auc: Estimate
     low_rates: list[LowRate]
-    epsilon: EpsilonBound
+    epsilon: EpsilonBound | None
     above: RocCurve
     below: RocCurve
 
@@ -90,8 +90,9 @@ def evaluate_attack(
     """What scores of forget examples against scores of unseen examples show, in both directions.
 
     Examples count as independent draws, and unseen ones must be of the same kind as forget ones: of the same classes,
-    or the attack measures the difference in kind. Scores of an oracle on the same forget examples are always of the
-    same kind; they are not independent, which makes the intervals wider than they need be where the two move together.
+    or the attack measures the difference in kind. Scores that two models give to the same examples are not independent:
+    each model's move together, so that intervals and bounds would be far too narrow; give those no `evaluate_attack`
+    but with `across_models`.
 
     Args:
         forget: (examples,) scores; ties and infinities are allowed.
@@ -110,7 +111,7 @@ def evaluate_attack(
     return AttackEvaluation(
         forget_examples=len(seen),
         unseen_examples=len(others),
-        auc=_area(seen, others),
+        auc=area(seen, others),
         low_rates=[
             LowRate(
                 limit=limit,
@@ -127,6 +128,68 @@ def evaluate_attack(
         above=_roc_curve(seen, others),
         below=_roc_curve(-seen, -others),
     )
+
+
+def across_models(found: AttackEvaluation, oracles: Sequence[AttackEvaluation]) -> AttackEvaluation:
+    """The same figures with intervals that say how much they vary from model to model, and no bound of epsilon.
+
+    For scores of one model that are held against those of another on the same examples. Each interval is the value
+    plus or minus t(m-1, .975) standard deviations of the oracles' figures; the ends stay within 0 and 1.
+
+    Args:
+        found: Of the unlearned model.
+        oracles: Of oracles, in the same way, two at least.
+    """
+
+    def varied(value: float, others: Sequence[float]) -> Estimate:
+        half = float(stats.t.ppf(0.5 + LEVEL / 2, len(others) - 1) * np.std(others, ddof=1))
+        return Estimate(value=value, interval=Interval(low=max(value - half, 0.0), high=min(value + half, 1.0)))
+
+    def point(place: int, side: str) -> OperatingPoint | None:
+        own, others = ([getattr(each.low_rates[place], side) for each in models] for models in ([found], oracles))
+        if any(each is None for each in (*own, *others)):
+            return None
+        return OperatingPoint(
+            **{
+                name: varied(getattr(own[0], name).value, [getattr(each, name).value for each in others])
+                for name in ("true_positive_rate", "false_positive_rate")
+            }
+        )
+
+    return found.model_copy(
+        update={
+            "auc": varied(found.auc.value, [oracle.auc.value for oracle in oracles]),
+            "low_rates": [
+                LowRate(limit=rate.limit, above=point(place, "above"), below=point(place, "below"))
+                for place, rate in enumerate(found.low_rates)
+            ],
+            "epsilon": None,
+        }
+    )
+
+
+def area(forget: ArrayLike, unseen: ArrayLike) -> Estimate:
+    """Area under the ROC curve, with the interval of DeLong et al. 1988 on the logit scale.
+
+    Args:
+        forget: (examples,) scores.
+        unseen: (other examples,) scores.
+
+    Raises:
+        As `evaluate_attack`.
+    """
+    seen, others = _scores("forget", forget), _scores("unseen", unseen)
+    ranks = stats.rankdata(np.concatenate([seen, others]))
+    wins = (ranks[: len(seen)] - stats.rankdata(seen)) / len(others)
+    losses = 1 - (ranks[len(seen) :] - stats.rankdata(others)) / len(seen)
+    value = float(wins.mean())
+    variance = float(wins.var(ddof=1) / len(seen) + losses.var(ddof=1) / len(others))
+    if variance < 1e-15:  # separated or tied altogether: as many pairs as can be disjoint all gave the same result
+        slack = 1 - ((1 - LEVEL) / 2) ** (1 / min(len(seen), len(others)))
+        return Estimate(value=value, interval=Interval(low=value * (1 - slack), high=value + (1 - value) * slack))
+    half = stats.norm.ppf(0.5 + LEVEL / 2) * np.sqrt(variance) / (value * (1 - value))
+    low, high = special.expit(special.logit(value) + np.array([-half, half]))
+    return Estimate(value=value, interval=Interval(low=float(low), high=float(high)))
 
 
 def epsilon_lower_bounds(forget: Floats, unseen: Floats, *, delta: float = 1e-5) -> Floats:
@@ -170,20 +233,6 @@ def _scores(name: str, values: ArrayLike) -> Floats:
     if np.isnan(scores).any():
         raise NonFiniteDataError(f"{int(np.isnan(scores).sum())} of {len(scores)} {name} scores are NaN")
     return scores
-
-
-def _area(seen: Floats, others: Floats) -> Estimate:
-    ranks = stats.rankdata(np.concatenate([seen, others]))
-    wins = (ranks[: len(seen)] - stats.rankdata(seen)) / len(others)
-    losses = 1 - (ranks[len(seen) :] - stats.rankdata(others)) / len(seen)
-    area = float(wins.mean())
-    variance = float(wins.var(ddof=1) / len(seen) + losses.var(ddof=1) / len(others))
-    if variance < 1e-15:  # separated or tied altogether: as many pairs as can be disjoint all gave the same result
-        slack = 1 - ((1 - LEVEL) / 2) ** (1 / min(len(seen), len(others)))
-        return Estimate(value=area, interval=Interval(low=area * (1 - slack), high=area + (1 - area) * slack))
-    half = stats.norm.ppf(0.5 + LEVEL / 2) * np.sqrt(variance) / (area * (1 - area))
-    low, high = special.expit(special.logit(area) + np.array([-half, half]))
-    return Estimate(value=area, interval=Interval(low=float(low), high=float(high)))
 
 
 def _operating_point(seen: Floats, others: Floats, limit: float) -> OperatingPoint | None:

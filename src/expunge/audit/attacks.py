@@ -34,8 +34,9 @@ def rmia(
     To compare with an oracle, leave it out of the references of both models: then only the audited model differs.
 
     Args:
-        audited: (examples,) signals of the audited model.
-        population: (population,) its signals on examples that neither it nor any reference was trained on.
+        audited: (examples,) signals of the audited model, or (audited models, examples) of several.
+        population: (population,) its signals on examples that neither it nor any reference was trained on, or
+            (audited models, population).
         oracles: (models, examples) signals of models not trained on the examples, without the audited one.
         population_oracles: (models, population) signals of the same oracles.
         shadows: (models, examples) signals of models trained on the examples; given, the attack is online.
@@ -44,7 +45,7 @@ def rmia(
         gamma: How much more than z an example must have gained; at least 1. Default 1, that of the authors' code.
 
     Returns:
-        (examples,) scores in [0, 1].
+        Scores in [0, 1], of the shape of `audited`.
 
     Raises:
         SettingError: `offline_a` or `gamma` is out of range, or there are no references.
@@ -55,17 +56,27 @@ def rmia(
         raise SettingError(f"offline_a must lie between 0 and 1, not {offline_a!r}")
     if not 1 <= gamma < np.inf:
         raise SettingError(f"gamma must be at least 1 and finite, not {gamma!r}")
-    own, outside = usable_signals("audited", audited, 1), usable_signals("population", population, 1)
-    out = usable_references("oracle", oracles, len(own))
+    axes = np.ndim(audited)
+    own, outside = (
+        usable_signals(name, np.atleast_2d(values) if axes == 1 and np.ndim(values) == 1 else values, 2)
+        for name, values in (("audited", audited), ("population", population))
+    )
+    if len(own) != len(outside):
+        raise ShapeError(f"signals are of {len(own)} audited models, those of the population of {len(outside)}")
+    out = usable_references("oracle", oracles, own.shape[1])
     if shadows is None:
         average = _offline(_mean_log_probability(out), offline_a)
     else:
-        inside = usable_references("shadow", shadows, len(own))
+        inside = usable_references("shadow", shadows, own.shape[1])
         average = np.logaddexp(_mean_log_probability(inside), _mean_log_probability(out)) - np.log(2)
-    elsewhere = usable_references("oracles' population", population_oracles, len(outside))
+    elsewhere = usable_references("oracles' population", population_oracles, outside.shape[1])
     gained = special.log_expit(own) - average
     compared = np.sort(special.log_expit(outside) - _offline(_mean_log_probability(elsewhere), offline_a))
-    return np.searchsorted(compared, gained - np.log(gamma), side="right") / len(compared)
+    scores = [
+        np.searchsorted(others, values - np.log(gamma), side="right") / len(others)
+        for values, others in zip(gained, compared, strict=True)
+    ]
+    return scores[0] if axes == 1 else np.stack(scores)
 
 
 def u_lira(audited: ArrayLike, unlearned: ArrayLike, oracles: ArrayLike, *, per_example_from: int = 32) -> Floats:
@@ -196,7 +207,7 @@ def usable_references(name: str, values: ArrayLike, examples: int | None, fewest
 
 
 def _mean_log_probability(signals: Floats) -> Floats:
-    return special.logsumexp(special.log_expit(signals), axis=0) - np.log(len(signals))
+    return np.log(special.expit(signals).mean(0))  # signals are clipped, so that no probability underflows
 
 
 def _offline(log_out: Floats, a: float) -> Floats:

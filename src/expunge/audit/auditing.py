@@ -1,29 +1,40 @@
 """Audit an unlearned model against retraining."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import nn
 
-from expunge.audit.comparison import Comparison
-from expunge.audit.decision import Spread
+from expunge.audit import examples
+from expunge.audit.choosing import FleetSettings
+from expunge.audit.comparison import FEWEST_OF_SUBGROUP, Comparison
+from expunge.audit.decision import FEWEST_ORACLES, Spread
 from expunge.audit.distances import answers, layer_distances
 from expunge.audit.evidence import Cost, Estimate, Evidence, Interval
-from expunge.audit.fleet import FleetSettings
-from expunge.audit.notes import notes_on
+from expunge.audit.measuring import Announce, portrayed
+from expunge.audit.membership import FEWEST_SHADOWS, HOLDOUT
+from expunge.audit.notes import Conditions, conditions_of
+from expunge.audit.pair import Pair
 from expunge.audit.portrait import FORGET, Portrait, Sitting
 from expunge.audit.references import Oracles
 from expunge.audit.settings import AuditSettings
+from expunge.audit.shadows import Shadows
 from expunge.audit.verdict import judge
-from expunge.errors import MissingNeedError, ReferenceModelError
+from expunge.data import MapDataset
+from expunge.errors import MissingNeedError, ReferenceModelError, SettingError
 from expunge.problem import Problem
 from expunge.storage import digest_model
-from expunge.training import Execution, Run, bar, reproducible
+from expunge.training import Execution, Run, reproducible
 from expunge.unlearning import Record, Unlearned
 
 _SETTINGS = TypeAdapter(AuditSettings)
+_MOST_SUBGROUPS = 50
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,9 @@ class References:
     settings: AuditSettings
     original: Portrait
     portraits: Sequence[Portrait]
-    notes: Sequence[str] = ()
+    shadows: Shadows | None = None
+    subgroups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict[str, NDArray[np.str_]])
+    conditions: Conditions = field(default_factory=lambda: Conditions([], []))
 
     @classmethod
     def prepare(
@@ -48,6 +61,9 @@ class References:
         settings: AuditSettings | None = None,
         execution: Execution | None = None,
         fleet: FleetSettings | None = None,
+        shadows: int = 0,
+        subgroups: Mapping[str, Sequence[Any]] | None = None,
+        announce: Announce | None = None,
     ) -> "References":
         """Train oracles where a number is given, and measure them and the original; see `audit`."""
         settings, execution = settings or AuditSettings(), execution or Execution()
@@ -56,23 +72,38 @@ class References:
             if sets[name] is None:
                 raise MissingNeedError(f"an audit measures on the {name} set: give the problem `{name}=` a dataset")
         problem.check_labels()
+        if seed < 0:
+            raise SettingError(f"a seed must be 0 or more, not {seed}")
+        if shadows == 1:
+            raise SettingError(f"one shadow tells nothing; use {FEWEST_SHADOWS} at least, or 0")
         if isinstance(oracles, int):
-            models = Oracles.train(problem, oracles, seed, progress=execution.progress, settings=fleet)
+            models = Oracles.train(
+                problem, oracles, seed, progress=execution.progress, settings=fleet, announce=announce
+            )
         else:
             models = Oracles(list(oracles))
-        with (
-            reproducible(execution.threads),
-            bar("audit", 1 + len(models.models), enabled=execution.progress) as display,
-        ):
+        trained = (
+            Shadows.train(problem, shadows, seed, progress=execution.progress, settings=fleet, announce=announce)
+            if shadows
+            else None
+        )
+        with reproducible(execution.threads):
             run = Run(problem.task, seed, execution)
             given = {name: data for name, data in sets.items() if data is not None}
             sitting = Sitting.prepare(run, run.frozen(problem.model), given, settings)
-            portraits: list[Portrait] = []
-            for model in (problem.model, *models.models):
-                portraits.append(sitting.portray(run.frozen(model)))
-                display.advance()
-            notes = notes_on(problem.task, given[FORGET], given["retain"], portraits[0], portraits[1:], seed)
-        return cls(problem, models, sitting, settings, portraits[0], portraits[1:], notes)
+            original, *portraits = portrayed(sitting, [problem.model, *models.models], announce)
+            conditions = conditions_of(problem.task, given[FORGET], given["retain"], original, portraits, seed)
+        return cls(
+            problem,
+            models,
+            sitting,
+            settings,
+            original,
+            portraits,
+            trained,
+            _measured(subgroups or {}, problem.holdout, sitting),
+            replace(conditions, notes=[*conditions.notes, *models.notes, *_notes_on(trained, len(portraits))]),
+        )
 
     def compare(self, unlearned: Unlearned) -> Evidence:
         """Measure an unlearned model and hold it against these references.
@@ -86,10 +117,27 @@ class References:
             )
         with reproducible(self.sitting.run.execution.threads):
             portrait = self.sitting.portray(self.sitting.run.frozen(unlearned.model))
+            shadows = self.shadows.signals(unlearned.method, self.sitting) if self.shadows is not None else None
         seed, task = self.sitting.run.seed, self.problem.task
-        comparison = Comparison(task, portrait, self.original, self.portraits, self.settings.margins, seed)
+        comparison = Comparison(
+            task,
+            portrait,
+            self.original,
+            self.portraits,
+            self.settings.margins,
+            seed,
+            shadows,
+            self.subgroups,
+        )
+        pair = Pair(self.problem, unlearned.model, self.sitting.run.seed)
+        rebuilt = pair.reconstruction()
+        warnings = [rebuilt.warning] if rebuilt is not None and rebuilt.warning is not None else []
+        by_example = examples.epsilons(shadows, self.portraits)
+        positions = self.sitting.positions[FORGET].tolist()
         measures, groups = comparison.measures(), comparison.groups()
-        verdict, sentence, findings = judge(measures, groups, len(self.portraits))
+        verdict, sentence, findings = judge(
+            measures, groups, len(self.portraits), self.conditions.reservations, self.conditions.unusable
+        )
         return Evidence(
             verdict=verdict,
             sentence=sentence,
@@ -98,17 +146,26 @@ class References:
             groups=groups,
             curves=comparison.curves(self.settings.relearning),
             membership=comparison.membership(),
-            places=comparison.places(),
-            notes=list(self.notes),
+            percentiles=examples.percentiles(task, portrait, self.portraits),
+            margins=examples.margins(shadows, self.portraits, seed),
+            epsilons=by_example,
+            leaks=examples.leaks(portrait, self.portraits, shadows, by_example, positions),
+            reconstruction=rebuilt,
+            fairness=pair.fairness(self.sitting.sets.get(HOLDOUT), self.subgroups),
+            notes=[*self.conditions.notes, *comparison.notes(), *warnings],
             answers=answers(
                 task, portrait.outputs, self.original.outputs, [oracle.outputs for oracle in self.portraits], seed
             ),
             layers=layer_distances(unlearned.model, self.problem.model, self.oracles.models),
-            cost=_cost(unlearned.record, list(self.oracles.seconds)),
-            settings=_SETTINGS.dump_python(self.settings, mode="json") | {"oracles": len(self.portraits)},
+            cost=_cost(unlearned.record, list(self.oracles.seconds), expected=self.oracles.together),
+            settings=_SETTINGS.dump_python(self.settings, mode="json") | self._models(),
             seed=seed,
             result_digest=unlearned.record.result_digest,
         )
+
+    def _models(self) -> dict[str, Any]:
+        shadows = len(self.shadows.models) if self.shadows else 0
+        return {"oracles": len(self.portraits), "shadows": shadows, "subgroups": list(self.subgroups)}
 
 
 def audit(
@@ -119,6 +176,9 @@ def audit(
     settings: AuditSettings | None = None,
     execution: Execution | None = None,
     fleet: FleetSettings | None = None,
+    shadows: int = 0,
+    subgroups: Mapping[str, Sequence[Any]] | None = None,
+    announce: Announce | None = None,
 ) -> Evidence:
     """Measure an unlearned model, its original and a set of oracles alike, and say how they compare.
 
@@ -133,6 +193,11 @@ def audit(
         execution: Device, precision, progress.
         fleet: Where and in which way oracles are trained, and where they are kept for the next audit: by default in
             the user's cache folder (see `expunge cache`); `FleetSettings(cache=False)` keeps none.
+        shadows: How many shadows to train on everything and to unlearn by the same method: for U-LiRA, KLoM and epsilon
+            by example. Each costs a training and an unlearning.
+        subgroups: By name, such as `sex`, the subgroup of each holdout example; quality is judged in every one.
+        announce: Is told what training the oracles will cost before it begins, and, where it is more than a few
+            seconds, what measuring will cost once the first models are measured.
 
     Returns:
         The evidence, with a verdict.
@@ -142,22 +207,66 @@ def audit(
         ReferenceModelError: The recipe failed, or its oracles are identical.
     """
     references = References.prepare(
-        unlearned.problem, oracles, seed=seed, settings=settings, execution=execution, fleet=fleet
+        unlearned.problem,
+        oracles,
+        seed=seed,
+        settings=settings,
+        execution=execution,
+        fleet=fleet,
+        shadows=shadows,
+        subgroups=subgroups,
+        announce=announce,
     )
     return references.compare(unlearned)
 
 
-def _cost(record: Record, oracle_seconds: list[float]) -> Cost:
+def _notes_on(shadows: Shadows | None, oracles: int) -> list[str]:
+    if shadows is None:
+        return []
+    few = f"U-LiRA and online RMIA are left out: they need {FEWEST_ORACLES + 1} oracles, and there are {oracles}"
+    return [*shadows.notes, *([few] if oracles <= FEWEST_ORACLES else [])]
+
+
+def _measured(
+    subgroups: Mapping[str, Sequence[Any]], holdout: MapDataset | None, sitting: Sitting
+) -> dict[str, NDArray[np.str_]]:
+    """The subgroups of the holdout examples that are measured."""
+    if subgroups and holdout is None:
+        raise MissingNeedError("subgroups are of holdout examples: give the problem `holdout=` a dataset")
+    found: dict[str, NDArray[np.str_]] = {}
+    for name, values in subgroups.items():
+        if len(values) != len(cast(MapDataset, holdout)):
+            raise SettingError(
+                f"the subgroup {name!r} has {len(values)} values, the holdout {len(cast(MapDataset, holdout))} "
+                "examples; give one value for each, in order"
+            )
+        kinds = np.asarray([str(value) for value in values])
+        if max(Counter(kinds.tolist()).values()) < FEWEST_OF_SUBGROUP:
+            raise SettingError(
+                f"every value of the subgroup {name!r} has fewer than {FEWEST_OF_SUBGROUP} examples, too few to judge; "
+                "does it name persons rather than groups?"
+            )
+        if len(set(kinds.tolist())) > _MOST_SUBGROUPS:
+            raise SettingError(
+                f"the subgroup {name!r} has {len(set(kinds.tolist()))} different values, of which each would be "
+                f"judged; {_MOST_SUBGROUPS} at most are of use: put values together, such as ages into decades"
+            )
+        found[name] = kinds[sitting.positions[HOLDOUT]]
+    return found
+
+
+def _cost(record: Record, oracle_seconds: list[float], *, expected: bool) -> Cost:
     return Cost(
         seconds=record.seconds,
         examples=record.examples,
         peak_memory_bytes=record.peak_memory_bytes,
         oracle_seconds=oracle_seconds,
-        share_of_retraining=_share(record.seconds, oracle_seconds) if oracle_seconds else None,
+        expected=expected,
+        share_of_retraining=_share(record.seconds, oracle_seconds) if len(oracle_seconds) > 1 else None,
     )
 
 
 def _share(seconds: float, oracle_seconds: list[float]) -> Estimate:
-    logs = Spread([math.log(each) for each in oracle_seconds])
+    logs = Spread([math.log(max(each, 1e-6)) for each in oracle_seconds])
     low, high = (seconds / math.exp(end) for end in (logs.mean_interval().high, logs.mean_interval().low))
     return Estimate(value=seconds / math.exp(logs.mean), interval=Interval(low=low, high=high))

@@ -21,7 +21,15 @@ from typing import Any, cast
 from torch import Tensor
 
 from expunge.errors import OutputError, SavedModelError
-from expunge.storage import ensure_writable, read_tensors, tensors_bytes, update_digest, write_bytes
+from expunge.storage import (
+    claimed,
+    ensure_writable,
+    read_tensors,
+    tensors_bytes,
+    update_digest,
+    write_bytes,
+    write_once,
+)
 
 KEY_FILE = "key"
 FOLDER_VARIABLE = "EXPUNGE_CACHE_DIR"
@@ -98,7 +106,7 @@ class Cache:
         """Weights and what is noted of them, or None where there are none; a damaged entry is discarded."""
         found = self._load(self._file(_MODELS, name))
         if found is not None:  # a kill may have come between saving a model and removing its checkpoints
-            shutil.rmtree(self.checkpoints(name), ignore_errors=True)
+            self._remove_checkpoints(name)
         return found
 
     def save_model(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
@@ -108,7 +116,7 @@ class Cache:
             OutputError: The disk is full, or the folder cannot be written any more.
         """
         self._save(self._file(_MODELS, name), tensors, notes)
-        shutil.rmtree(self.checkpoints(name), ignore_errors=True)
+        self._remove_checkpoints(name)
 
     def load_arrays(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Small arrays and what is noted of them, or None; a damaged entry is discarded."""
@@ -137,14 +145,26 @@ class Cache:
         if not path.exists():
             return None
         try:
-            tensors, notes = read_tensors(path)
+            tensors, written = read_tensors(path)
         except SavedModelError as error:
             _discard(path, str(error.__cause__ or error))
             return None
-        return tensors, cast("dict[str, Any]", notes)
+        entry = cast("dict[str, Any]", written) if isinstance(written, dict) else {}
+        if entry.get("name") != path.stem:
+            _discard(path, "it was kept under another name, by another cache or for another problem, recipe or seed")
+            return None
+        return tensors, entry["notes"]
 
     def _save(self, path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        write_bytes(path, tensors_bytes(tensors, dict(notes)), private=True)
+        write_bytes(path, tensors_bytes(tensors, {"name": path.stem, "notes": dict(notes)}), private=True)
+
+    def _remove_checkpoints(self, name: str) -> None:
+        """Remove them, unless another process is training the same model at this time."""
+        folder = self.checkpoints(name)
+        if folder.is_dir():
+            with claimed(folder) as mine:
+                if mine:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def contents(folder: Path | None = None) -> Contents:
@@ -199,8 +219,8 @@ def _key_in(folder: Path) -> bytes:
             warnings.warn(
                 f"the key {path} is damaged and is replaced; what was cached under it is trained again", stacklevel=3
             )
-        write_bytes(path, secrets.token_bytes(_KEY_BYTES), private=True)
-        return path.read_bytes()  # another process may have written one in the meantime
+            path.unlink(missing_ok=True)
+        return write_once(path, secrets.token_bytes(_KEY_BYTES))
     except OSError as error:
         raise OutputError(
             f"the key {path} of the cache cannot be read ({error.strerror}); make it readable, or choose another "

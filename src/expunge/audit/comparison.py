@@ -1,37 +1,54 @@
 """From portraits to measures: the unlearned model beside the original and the oracles, figure by figure."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
 from functools import cached_property
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.audit.attack_scores import AttackEvaluation
-from expunge.audit.decision import FEWEST_ORACLES, Spread, harmful_gap, settle
+from expunge.audit.decision import Spread, harmful_gap, settle
 from expunge.audit.distances import mean_divergence, tug_of_war
-from expunge.audit.evidence import Aspect, Curve, Measure, Membership, Side
+from expunge.audit.evidence import Aspect, AttackFigures, Curve, Estimate, Measure, Membership, Side
 from expunge.audit.intervals import Interval
-from expunge.audit.margins import MarginPlace, place_among_oracles
-from expunge.audit.membership import HOLDOUT, MembershipTest
+from expunge.audit.membership import HOLDOUT, RETAIN, RMIA, U_LIRA, Attack, Attackers
 from expunge.audit.neighbours import NEIGHBOURS
-from expunge.audit.portrait import FORGET, Observation, Portrait
-from expunge.audit.probe import ONE_SHOT
+from expunge.audit.portrait import FORGET, Floats, Observation, Portrait
 from expunge.audit.relearning import PLAIN, Relearning
 from expunge.audit.settings import Margins
+from expunge.audit.shadows import ShadowSignals
 from expunge.audit.statistics import Quantity, mean_of
 from expunge.tasks import Task
 
+TAKEN_FOR_UNLEARNED = f"{U_LIRA}, share taken for unlearned"
+FEWEST_OF_SUBGROUP = 20
 FORGOTTEN_KIND = "holdout, forgotten kind"
-RMIA = "membership (RMIA)"
 
 Figure = Callable[[Portrait], Quantity]
 
 
+class Scale(Enum):
+    """What a figure is, for what counts as a difference and what as equivalent.
+
+    A figure that only finds differences says nothing of equivalence and has no limit.
+    """
+
+    SHARE = auto()
+    SHARE_AFTER = auto()
+    FINDS_ONLY = auto()
+    NATS = auto()
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """Portraits of all models that are compared."""
+    """Portraits of all models that are compared.
+
+    Attributes:
+        shadows: Signals of shadows, where there are any.
+        subgroups: By name, to which subgroup each measured holdout example belongs: (examples,) each.
+    """
 
     task: Task
     unlearned: Portrait
@@ -39,12 +56,15 @@ class Comparison:
     oracles: Sequence[Portrait]
     margins: Margins
     seed: int
+    shadows: ShadowSignals | None = None
+    subgroups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict[str, NDArray[np.str_]])
 
     def measures(self) -> list[Measure]:
         """All figures on whole sets; half of the error rate is theirs."""
         figures = [
             *self._qualities(),
             *self._divergences(),
+            *self._disagreements(),
             self._tug_of_war(),
             *(self._relearned(name) for name in self.original.relearning),
             *self._probed(),
@@ -52,21 +72,35 @@ class Comparison:
             *self._near(),
             *self._membership(),
         ]
-        return settle(figures, self.margins.error_rate / 2)
+        return settle(figures, self.margins.error_rate / 2, self.margins.power)
 
     def groups(self) -> list[Measure]:
         """The headline quality by group, of the holdout where there is one, else of the training data.
 
-        Half of the error rate is theirs.
+        Half of the error rate is theirs. Subgroups are of the holdout's examples of kinds that are kept.
         """
-        measures: list[Measure] = []
+        measures = list(self._by_subgroup())
         for name in [HOLDOUT] if HOLDOUT in self.unlearned.sets else [FORGET, "retain"]:
             seen = self.unlearned.sets[name]
             for group in sorted(seen.kinds, key=_natural):
                 aspect = Aspect.FORGETTING if group in self._gone or name == FORGET else Aspect.UTILITY
                 quality = next(iter(seen.quality))
                 measures.append(self._share(quality, group, aspect, name, seen.groups == group))
-        return settle(measures, self.margins.error_rate / 2)
+        return settle(measures, self.margins.error_rate / 2, self.margins.power)
+
+    def _by_subgroup(self) -> Iterator[Measure]:
+        for name in self.subgroups:
+            for value, chosen in self._members(name):
+                if chosen.sum() >= FEWEST_OF_SUBGROUP:
+                    quality = next(iter(self.unlearned.sets[HOLDOUT].quality))
+                    yield self._share(quality, f"{name}: {value}", Aspect.UTILITY, HOLDOUT, chosen)
+
+    def _members(self, name: str) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """Each value of a subgroup, with the holdout examples of kinds that are kept which have it."""
+        values = self.subgroups[name]
+        kept = ~np.isin(self.unlearned.sets[HOLDOUT].groups, sorted(self._gone))
+        for value in sorted(set(values[kept].tolist()), key=_natural):
+            yield value, kept & (values == value)
 
     def curves(self, settings: Relearning) -> list[Curve]:
         """Relearning curves."""
@@ -109,9 +143,23 @@ class Comparison:
             return mean_of(distances, self.seed, share=False)
 
         return [
-            self._measure("divergence from the oracles", FORGET, Aspect.DISTANCE, from_oracles),
-            self._measure("divergence from the original", FORGET, Aspect.CLOSENESS, from_original),
+            self._measure("divergence from the oracles", FORGET, Aspect.DISTANCE, from_oracles, Scale.NATS),
+            self._measure("divergence from the original", FORGET, Aspect.CLOSENESS, from_original, Scale.NATS),
         ]
+
+    def _disagreements(self) -> Iterator[Measure]:
+        """How often another answer is given than by an oracle, averaged over the oracles."""
+        for name in (FORGET, HOLDOUT):
+            if name not in self.unlearned.sets or self.unlearned.sets[name].answered is None:
+                continue
+
+            def figure(portrait: Portrait, name: str = name) -> Quantity:
+                others = [oracle for oracle in self.oracles if oracle is not portrait]
+                own = portrait.sets[name].answered
+                differing = [own != other.sets[name].answered for other in others]
+                return mean_of(np.mean(differing, axis=0), self.seed, share=False)
+
+            yield self._measure("disagreement with the oracles", name, Aspect.SUMMARY, figure)
 
     def _tug_of_war(self) -> Measure:
         def figure(portrait: Portrait) -> Quantity:
@@ -126,14 +174,15 @@ class Comparison:
         def figure(portrait: Portrait) -> Quantity:
             return mean_of(np.mean(portrait.relearning[name], axis=0), self.seed)
 
-        return self._measure(f"{name}, mean", FORGET, Aspect.KNOWLEDGE, figure, self.margins.equivalent_after)
+        return self._measure(f"{name}, mean", FORGET, Aspect.KNOWLEDGE, figure, Scale.SHARE_AFTER)
 
     def _probed(self) -> Iterator[Measure]:
-        def figure(portrait: Portrait) -> Quantity:
-            return mean_of(cast(NDArray[np.float64], portrait.recognised), self.seed)
+        for name in self.original.recognised:
 
-        if self.original.recognised is not None:
-            yield self._measure(ONE_SHOT, FORGET, Aspect.KNOWLEDGE, figure, self.margins.equivalent_after)
+            def figure(portrait: Portrait, name: str = name) -> Quantity:
+                return mean_of(portrait.recognised[name], self.seed)
+
+            yield self._measure(name, FORGET, Aspect.KNOWLEDGE, figure, Scale.SHARE_AFTER)
 
     def _quantised(self) -> Iterator[Measure]:
         quality = next(iter(self.original.sets[FORGET].quality))
@@ -143,76 +192,112 @@ class Comparison:
                 return mean_of(portrait.quantised[bits], self.seed)
 
             name = f"{quality}, {bits}-bit weights"
-            yield self._measure(name, FORGET, Aspect.KNOWLEDGE, figure, self.margins.equivalent_after)
+            yield self._measure(name, FORGET, Aspect.KNOWLEDGE, figure, Scale.SHARE_AFTER)
 
     def _near(self) -> Iterator[Measure]:
         def figure(portrait: Portrait) -> Quantity:
-            return mean_of(cast(NDArray[np.float64], portrait.near), self.seed)
+            return mean_of(cast(Floats, portrait.near), self.seed)
 
         if self.original.near is not None:
             quality = next(iter(self.original.sets[FORGET].quality))
             yield self._measure(quality, NEIGHBOURS, Aspect.UTILITY, figure)
 
     @cached_property
-    def attacks(self) -> tuple[AttackEvaluation, AttackEvaluation, list[AttackEvaluation]] | None:
-        """A membership attack on the unlearned model, the original, and each oracle with the others as references."""
-        test = MembershipTest.prepare(self.unlearned, self.seed)
-        if test is None:
-            return None
-        return (
-            test.attack(self.unlearned, self.oracles),
-            test.attack(self.original, self.oracles),
-            [test.attack(oracle, [other for other in self.oracles if other is not oracle]) for oracle in self.oracles],
-        )
+    def attacks(self) -> list[Attack]:
+        """Every membership attack that can be made, on all models."""
+        return self._attackers.attacks()
+
+    @cached_property
+    def _attackers(self) -> Attackers:
+        return Attackers(self.unlearned, self.original, self.oracles, self.shadows, self.seed)
 
     def membership(self) -> list[Membership]:
-        """The attack in full."""
-        if self.attacks is None:
-            return []
-        unlearned, _, oracles = self.attacks
-        return [Membership(attack=RMIA, unlearned=unlearned, oracles=[oracle.auc.value for oracle in oracles])]
+        """The attacks in full."""
+        return [
+            Membership(
+                attack=attack.name,
+                against=attack.against,
+                unlearned=attack.unlearned,
+                original=AttackFigures.of(attack.original),
+                oracles=[AttackFigures.of(oracle) for oracle in attack.oracles],
+            )
+            for attack in self.attacks
+        ]
 
-    def places(self) -> MarginPlace | None:
-        """Where the unlearned model's confidence in each forget example lies; of three oracles at least."""
-        if len(self.oracles) < FEWEST_ORACLES:
-            return None
-        signals = np.stack([oracle.sets[FORGET].signals for oracle in self.oracles])
-        return place_among_oracles(self.unlearned.sets[FORGET].signals, signals)
+    def notes(self) -> list[str]:
+        """Attacks that can tell nothing, and subgroups that are too small to be judged."""
+        small = [
+            f"{few} value{'s' if few > 1 else ''} of the subgroup {name!r} with fewer than {FEWEST_OF_SUBGROUP} "
+            f"examples {'are' if few > 1 else 'is'} left out"
+            for name in self.subgroups
+            if (few := sum(int(chosen.sum()) < FEWEST_OF_SUBGROUP for _, chosen in self._members(name)))
+        ]
+        return small + [
+            f"the attack {attack.name} gives every example the same score on every oracle, so it tells nothing here "
+            "and is not judged"
+            for attack in self.attacks
+            if attack.name == RMIA and attack.tied
+        ]
 
     def _membership(self) -> Iterator[Measure]:
-        if self.attacks is None:
-            return
-        portraits = [self.unlearned, self.original, *self.oracles]
-        found = [self.attacks[0], self.attacks[1], *self.attacks[2]]
-        areas = {id(portrait): attack.auc for portrait, attack in zip(portraits, found, strict=True)}
+        for attack in self.attacks:
+            if attack.name == RMIA and not attack.tied:
+                areas = [oracle.auc.value for oracle in attack.oracles]
+                own, original = attack.unlearned.auc, attack.original.auc
+                yield self._compared(f"{RMIA}, area", FORGET, Aspect.FORGETTING, own, original, areas)
+        if self._attackers.taken_for_unlearned(self.unlearned) is not None:
 
-        def figure(portrait: Portrait) -> Quantity:
-            area = areas[id(portrait)]
-            return Quantity(area.value, lambda: area.interval)
+            def figure(portrait: Portrait) -> Quantity:
+                return mean_of(cast(Floats, self._attackers.taken_for_unlearned(portrait)), self.seed)
 
-        yield self._measure(f"{RMIA}, area", FORGET, Aspect.FORGETTING, figure)
+            yield self._measure(TAKEN_FOR_UNLEARNED, FORGET, Aspect.DISTANCE, figure, Scale.FINDS_ONLY)
+        exposed = [self._attackers.exposure(portrait) for portrait in (self.unlearned, self.original, *self.oracles)]
+        found = [area for area in exposed if area is not None]
+        if found:
+            theirs = [area.value for area in found[2:]]
+            yield self._compared("membership (loss), area", RETAIN, Aspect.EXPOSURE, found[0], found[1], theirs)
 
-    def _measure(self, name: str, on: str, aspect: Aspect, figure: Figure, equivalent: float | None = None) -> Measure:
-        divergence = aspect in (Aspect.DISTANCE, Aspect.CLOSENESS)
+    def _measure(self, name: str, on: str, aspect: Aspect, figure: Figure, scale: Scale = Scale.SHARE) -> Measure:
+        unlearned = figure(self.unlearned)
+        theirs = [figure(oracle).value for oracle in self.oracles]
+        original = figure(self.original).estimate()
+        return self._compared(name, on, aspect, unlearned.estimate(), original, theirs, scale, unlearned.resolution)
+
+    def _compared(
+        self,
+        name: str,
+        on: str,
+        aspect: Aspect,
+        unlearned: Estimate,
+        original: Estimate,
+        oracles: list[float],
+        scale: Scale = Scale.SHARE,
+        resolution: float = 0.0,
+    ) -> Measure:
         margins = self.margins
-        margin = margins.divergence if divergence else margins.share
-        limit = margins.equivalent_divergence if divergence else equivalent or margins.equivalent_share
-        unlearned, oracles = figure(self.unlearned), [figure(oracle).value for oracle in self.oracles]
-        spread = Spread(oracles, unlearned.resolution, leave_one_out=aspect is Aspect.DISTANCE)
+        margin, limit = {
+            Scale.SHARE: (margins.share, margins.equivalent_share),
+            Scale.SHARE_AFTER: (margins.share, margins.equivalent_after),
+            Scale.FINDS_ONLY: (margins.share, None),
+            Scale.NATS: (margins.divergence, margins.equivalent_divergence),
+        }[scale]
+        spread = Spread(oracles, resolution, leave_one_out=aspect is Aspect.DISTANCE)
         p_value = spread.p_value(unlearned.value, margin)
+        largest = np.inf if scale is Scale.NATS else 1.0
         return Measure(
             name=name,
             on=on,
             aspect=aspect,
-            unlearned=unlearned.estimate(),
-            original=figure(self.original).estimate(),
+            unlearned=unlearned,
+            original=original,
             oracles=oracles,
-            band=spread.band((0.0, np.inf) if divergence else (0.0, 1.0)),
+            band=spread.band((0.0, largest)),
             margin=margin,
             limit=limit,
             p_value=p_value,
             corrected_p_value=p_value,
-            at_most=spread.at_most(harmful_gap(aspect, unlearned.value, spread.mean)),
+            deviation=spread.deviation,
+            at_most=min(spread.at_most(harmful_gap(aspect, unlearned.value, spread.mean)), largest),
             side=Side.UNDECIDED,
         )
 

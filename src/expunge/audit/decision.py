@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import cast
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, special, stats
 
 from expunge.audit.evidence import Aspect, Measure, Side
 from expunge.audit.intervals import LEVEL, Interval
@@ -77,17 +79,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return result.tolist()
 
 
-def settle(measures: Sequence[Measure], error_rate: float) -> list[Measure]:
+def settle(measures: Sequence[Measure], error_rate: float, power: float = 0.8) -> list[Measure]:
     """Decide each measure's side, with at most `error_rate` chance of a false deviation among them all.
 
     A measure that is judged is above or below where its deviation is significant; inside where it is not and the
     equivalence test (one-sided for utility and distance, where one direction does no harm) shows it to be within the
-    limit; else undecided.
+    limit; else undecided. Each that is judged also says how large a difference would have been found with this power.
     """
     judged = [measure for measure in measures if measure.aspect.judged]
     corrected = dict(zip(map(id, judged), holm([measure.p_value for measure in judged]), strict=True))
     level = error_rate / max(len(judged), 1)
-    return [_settled(measure, corrected.get(id(measure), measure.p_value), error_rate, level) for measure in measures]
+    return [
+        _settled(measure, corrected.get(id(measure), measure.p_value), error_rate, level, power).model_copy(
+            update={"detectable": _detectable(measure, level, power) if measure.aspect.judged else None}
+        )
+        for measure in measures
+    ]
 
 
 def harmful_gap(aspect: Aspect, value: float, mean: float) -> float:
@@ -99,29 +106,56 @@ def harmful_gap(aspect: Aspect, value: float, mean: float) -> float:
     return abs(value - mean)
 
 
-def _settled(measure: Measure, corrected: float, error_rate: float, level: float) -> Measure:
+def _settled(measure: Measure, corrected: float, error_rate: float, level: float, power: float) -> Measure:
     value, mean = measure.unlearned.value, float(np.mean(measure.oracles))
     side = Side.UNDECIDED
     if len(measure.oracles) >= FEWEST_ORACLES:
         if corrected <= error_rate:
             side = Side.ABOVE if value > mean else Side.BELOW
-        elif measure.at_most <= measure.limit:
+        elif measure.limit is None or measure.at_most <= measure.limit:
             side = Side.INSIDE
-    needed = _oracles_needed(measure, level) if side is Side.UNDECIDED else None
+    needed = _oracles_needed(measure, level, power) if side is Side.UNDECIDED else None
     return measure.model_copy(update={"side": side, "corrected_p_value": corrected, "oracles_needed": needed})
 
 
-def _oracles_needed(measure: Measure, level: float) -> int | None:
-    """The fewest oracles that would decide, if they scattered as those that there are; None where no number would."""
+def _oracles_needed(measure: Measure, level: float, power: float) -> int | None:
+    """The fewest oracles that would decide with this power, if they scattered as these do; None where 1,000 would not.
+
+    The mean of new oracles lies within `power` of its distribution of where it lies now.
+    """
+    value, mean, deviation = measure.unlearned.value, float(np.mean(measure.oracles)), measure.deviation
+    limit = np.inf if measure.limit is None else measure.limit
+    gap, excess = harmful_gap(measure.aspect, value, mean), abs(value - mean) - measure.margin
+    counts = np.arange(max(len(measure.oracles) + 1, FEWEST_ORACLES), _MOST_ORACLES + 1)
+    slack = stats.norm.ppf((1 + power) / 2) * deviation / np.sqrt(counts)
+    equivalent = gap + slack + stats.t.ppf(LEVEL, counts - 1) * deviation / np.sqrt(counts) <= limit
+    scale = max(deviation, np.finfo(np.float64).tiny) * np.sqrt(1 + 1 / counts)
+    different = 2 * stats.t.sf((excess - slack) / scale, counts - 1) <= level
+    deciding = counts[equivalent | different]
+    return int(deciding[0]) if len(deciding) else None
+
+
+def _detectable(measure: Measure, level: float, power: float) -> float:
+    """The true difference that the test finds with this power where no other measure deviates: Bonferroni's level."""
     count = len(measure.oracles)
-    value, mean = measure.unlearned.value, float(np.mean(measure.oracles))
-    gap = harmful_gap(measure.aspect, value, mean)
-    deviation = (measure.at_most - gap) / _half_width(1.0, count)
-    for more in range(max(count + 1, FEWEST_ORACLES), _MOST_ORACLES + 1):
-        equivalent = gap + _half_width(deviation, more) <= measure.limit
-        if equivalent or _p_value(abs(value - mean) - measure.margin, deviation, more) <= level:
-            return more
-    return None
+    scale = measure.deviation * float(np.sqrt(1 + 1 / count))
+    return measure.margin + scale * _noncentrality(count - 1, level, power)
+
+
+@cache
+def _noncentrality(freedom: int, level: float, power: float) -> float:
+    """The noncentrality at which a two-sided t test at this level rejects, upwards, with this power.
+
+    A mean of the normal distribution function over quantiles of the chi-square distribution: scipy's noncentral t is
+    not reliable at the few degrees of freedom and far tails that occur here.
+    """
+    critical = float(stats.t.isf(level / 2, freedom))
+    scales = np.sqrt(stats.chi2.ppf((np.arange(2000) + 0.5) / 2000, freedom) / freedom)
+
+    def shortfall(noncentrality: float) -> float:
+        return float(special.ndtr(noncentrality - critical * scales).mean()) - power
+
+    return cast(float, optimize.brentq(shortfall, -10, critical * float(scales[-1]) + 10))
 
 
 def _p_value(excess: float, deviation: float, count: int) -> float:

@@ -4,11 +4,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from expunge.audit.attack_scores import AttackEvaluation
+from expunge.audit.fairness import Fairness
 from expunge.audit.intervals import Estimate, Interval, Part
-from expunge.audit.margins import MarginPlace
+from expunge.audit.margins import ExamplePercentiles, MarginDivergence
+from expunge.audit.reconstruction import Reconstruction
 from expunge.errors import SavedModelError
 from expunge.storage import write_json
 
@@ -20,9 +22,10 @@ class Aspect(StrEnum):
 
     `forgetting`, in what the model answers: above is residual influence, below over-forgetting. `knowledge`, what comes
     back after relearning or shows under a probe: the same. `utility`: below is utility lost. `distance`
-    from the oracles: above is a difference. Two are shown and not judged. `closeness` to the original, as a distance:
+    from the oracles: above is a difference. Three are shown and not judged. `closeness` to the original, as a distance:
     a model retrained from the original's own initialisation stays close to it without having seen the forget set.
-    `summary`: the verdict rests on its parts.
+    `summary`: the verdict rests on its parts. `exposure`, how well retained examples can be told from unseen ones: it
+    follows from how long a model was trained.
     """
 
     FORGETTING = "forgetting"
@@ -31,11 +34,12 @@ class Aspect(StrEnum):
     DISTANCE = "distance"
     CLOSENESS = "closeness"
     SUMMARY = "summary"
+    EXPOSURE = "exposure"
 
     @property
     def judged(self) -> bool:
         """Whether a deviation counts."""
-        return self not in (Aspect.CLOSENESS, Aspect.SUMMARY)
+        return self not in (Aspect.CLOSENESS, Aspect.SUMMARY, Aspect.EXPOSURE)
 
 
 class Side(StrEnum):
@@ -59,12 +63,17 @@ class Measure(Part):
         oracles: Of each oracle.
         band: 95 % prediction interval for one more oracle.
         margin: A difference so small that it is never held against a model.
-        limit: A difference up to which a model counts as equivalent.
+        limit: A difference up to which a model counts as equivalent; None where a measure only finds differences and
+            says nothing of equivalence.
         p_value: How likely a retrained model lies as far from the others, beyond the margin.
         corrected_p_value: The same, corrected for the number of measures.
+        deviation: Standard deviation of one more retrained model, as the oracles tell it.
+        detectable: Size of a difference that would be found with the power that the margins ask for; None where the
+            measure is not judged.
         at_most: Upper 95 % confidence limit of the difference from the mean of retraining, in the direction that harms.
         side: Where the unlearned model lies.
-        oracles_needed: Where undecided, how many oracles would decide; None where 1,000 would not.
+        oracles_needed: Where undecided, how many oracles would decide with the power that the margins ask for, if they
+            scatter as these do; None where 1,000 would not.
     """
 
     name: str
@@ -75,9 +84,11 @@ class Measure(Part):
     oracles: list[float]
     band: Interval
     margin: float
-    limit: float
+    limit: float | None
     p_value: float
     corrected_p_value: float
+    deviation: float
+    detectable: float | None = None
     at_most: float
     side: Side
     oracles_needed: int | None = None
@@ -107,18 +118,95 @@ class Curve(Part):
     relearn_steps: dict[str, int | None]
 
 
+class AttackFigures(Part):
+    """The figures of an attack on one more model.
+
+    Attributes:
+        auc: Area under the ROC curve.
+        above: True positive rate at each of the limits of the unlearned model's `low_rates`, large scores taken for
+            membership; None where there are too few unseen scores.
+        below: The same, small scores taken for membership.
+        epsilon: Lower bound of epsilon, where the attack gives one.
+    """
+
+    auc: float
+    above: list[float | None]
+    below: list[float | None]
+    epsilon: float | None
+
+    @classmethod
+    def of(cls, found: AttackEvaluation) -> "AttackFigures":
+        """The figures alone."""
+        above = [rate.above.true_positive_rate.value if rate.above else None for rate in found.low_rates]
+        below = [rate.below.true_positive_rate.value if rate.below else None for rate in found.low_rates]
+        return cls(
+            auc=found.auc.value,
+            above=above,
+            below=below,
+            epsilon=found.epsilon.lower_bound if found.epsilon else None,
+        )
+
+
 class Membership(Part):
-    """A membership attack on single examples, on the unlearned model and on each oracle.
+    """A membership attack on single examples, on the unlearned model, the original and each oracle.
+
+    Where holdout examples are what forget examples are held against, intervals are over examples, which count as
+    independent. Where scores of an oracle are, intervals say how much a figure varies from oracle to oracle.
 
     Attributes:
         attack: Its name.
+        against: What the scores of forget examples are held against: those of `holdout examples` of the same kinds, or
+            `scores of an oracle` on the same forget examples.
         unlearned: What the attack's scores show.
-        oracles: Area under the ROC curve of the same attack on each oracle.
+        original: The figures of the same attack on the original.
+        oracles: The same of each oracle that is no reference of the others.
     """
 
     attack: str
+    against: str
     unlearned: AttackEvaluation
-    oracles: list[float]
+    original: AttackFigures
+    oracles: list[AttackFigures]
+
+
+class ExampleEpsilons(Part):
+    """Epsilon of each forget example, between models that unlearned it and models that never saw it.
+
+    Attributes:
+        estimates: The best of many thresholds, which errs upwards; by example.
+        lower_bounds: With 95 % confidence for each example alone; by example.
+        largest: What perfect separation of so few models would show as an estimate.
+        delta: The delta of (epsilon, delta).
+        unlearned_models: Their number.
+        oracle_models: Their number.
+    """
+
+    estimates: list[float]
+    lower_bounds: list[float]
+    largest: float
+    delta: float
+    unlearned_models: int
+    oracle_models: int
+
+
+class Leak(Part):
+    """A forget example on which the unlearned model is far from retraining.
+
+    Attributes:
+        position: Of the example in the forget set, from 0.
+        deviations: How many standard deviations the model's confidence lies above the oracles'.
+        quality: Headline quality of the unlearned model on it.
+        oracle_quality: Mean headline quality of the oracles on it.
+        likelihood_ratio: U-LiRA's log-likelihood ratio in nats, where there are shadows.
+        epsilon: Its estimated epsilon, where there are shadows.
+    """
+
+    position: int
+    deviations: float
+    quality: float
+    oracle_quality: float
+    likelihood_ratio: float | None
+    epsilon: float | None
 
 
 class Answers(Part):
@@ -161,6 +249,7 @@ class Cost(Part):
         examples: Examples that passed forward and backward.
         peak_memory_bytes: The largest memory of any phase.
         oracle_seconds: Wall time of training each oracle; empty where they were given and not trained here.
+        expected: Whether those times are what a trial led to expect, because oracles were trained together.
         share_of_retraining: Wall time over the oracles' geometric mean, with the 95 % interval of that mean.
     """
 
@@ -168,6 +257,7 @@ class Cost(Part):
     examples: int
     peak_memory_bytes: int
     oracle_seconds: list[float]
+    expected: bool = False
     share_of_retraining: Estimate | None
 
 
@@ -203,7 +293,14 @@ class Evidence(Part):
         groups: The same, by group (such as class) of the holdout or of the training data.
         curves: Relearning.
         membership: Attacks on single examples; empty where there are too few unseen examples of the same kind.
-        places: Where the unlearned model's confidence in each forget example lies among the oracles'.
+        percentiles: Distances from the oracles example by example; empty with fewer than three oracles.
+        margins: KLoM by set; empty without shadows.
+        epsilons: By forget example; absent without shadows.
+        leaks: The ten forget examples that leak most, worst first; empty with fewer than three oracles.
+        reconstruction: Whether the deleted row can be recovered from the models before and after; absent where more
+            than a linear head differs.
+        fairness: By name of a subgroup, figures by its values before and after; for tasks of two classes, where
+            fairlearn is installed.
         answers: Prediction distribution on the forget set; absent where a task has no kinds of answer.
         layers: Weight distances.
         cost: Beside retraining.
@@ -213,7 +310,7 @@ class Evidence(Part):
         result_digest: Of the unlearned model; ties the evidence to its record.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     verdict: Verdict
     sentence: str
     findings: list[Finding]
@@ -221,7 +318,12 @@ class Evidence(Part):
     groups: list[Measure]
     curves: list[Curve]
     membership: list[Membership]
-    places: MarginPlace | None
+    percentiles: list[ExamplePercentiles]
+    margins: dict[str, MarginDivergence]
+    epsilons: ExampleEpsilons | None
+    leaks: list[Leak]
+    reconstruction: Reconstruction | None = None
+    fairness: dict[str, Fairness] = Field(default_factory=dict[str, Fairness])
     answers: Answers | None
     layers: list[LayerDistance]
     cost: Cost

@@ -3,8 +3,9 @@
 import importlib
 import os
 import time
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.utils.data import TensorDataset
 from expunge.data import MapDataset, View
 from expunge.errors import CheckpointError, MissingNeedError, ReferenceModelError, SettingError
 from expunge.problem import Recipe
+from expunge.storage import claimed
 from expunge.training import CheckpointFolder, Run, Supervised, reproducible, seed_globals
 
 
@@ -119,7 +121,14 @@ class Processes(Executor):
         calls = (
             joblib.delayed(_train_elsewhere)(number, recipe, _compact(job), threads) for number, job in enumerate(jobs)
         )
-        yield from cast("Iterator[Finished]", pool(calls))
+        coming = cast("Generator[Finished]", pool(calls))
+        try:
+            yield from coming
+        finally:  # where the fleet stops early, what is still under way is given up
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*tasks have been successfully executed but not used")
+                warnings.filterwarnings("ignore", message=".*tasks which were still being processed")
+                coming.close()
 
 
 @dataclass(frozen=True)
@@ -191,6 +200,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def processes_here() -> int:
+    """Processes that train together under `accelerate launch` or torchrun, known before accelerate has started."""
+    for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 1
+
+
 def unsendable(recipe: Recipe, jobs: Sequence[TrainingJob]) -> str | None:
     """Why a recipe and its data cannot go to another process."""
     try:
@@ -205,17 +222,20 @@ def unsendable(recipe: Recipe, jobs: Sequence[TrainingJob]) -> str | None:
 
 def _resumed(recipe: Supervised, job: TrainingJob, folder: Path) -> nn.Module:
     """Go on from checkpoints; those made under other conditions are of no use and are removed."""
-    run = Run(recipe.task, job.seed, recipe.execution)
-    run.checkpoints = CheckpointFolder(folder, folder.name, run.conditions)
-    try:
-        run.checkpoints.open(resume=True)
-        return recipe.fit(job.dataset, run)
-    except CheckpointError:
-        for file in folder.glob("*.safetensors"):
-            file.unlink(missing_ok=True)
-        fresh = Run(recipe.task, job.seed, recipe.execution)
-        fresh.checkpoints = run.checkpoints
-        return recipe.fit(job.dataset, fresh)
+    with claimed(folder) as mine:
+        if not mine:  # another process is training this very model
+            return recipe(job.dataset, job.seed)
+        run = Run(recipe.task, job.seed, recipe.execution)
+        run.checkpoints = CheckpointFolder(folder, folder.name, run.conditions)
+        try:
+            run.checkpoints.open(resume=True)
+            return recipe.fit(job.dataset, run)
+        except CheckpointError:
+            for file in folder.glob("*.safetensors"):
+                file.unlink(missing_ok=True)
+            fresh = Run(recipe.task, job.seed, recipe.execution)
+            fresh.checkpoints = run.checkpoints
+            return recipe.fit(job.dataset, fresh)
 
 
 def _train_elsewhere(number: int, recipe: Recipe, job: TrainingJob, threads: int) -> Finished:

@@ -6,6 +6,8 @@ model only its place among the oracles can be told, which says less: a method wh
 margin passes where that margin is within the oracles' range.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
@@ -50,17 +52,17 @@ class MarginDivergence(Part):
     p_values: tuple[float, float, float]
 
 
-class MarginPlace(Part):
-    """One model's place among the oracles, the surrogate for KLoM where there is a single unlearned model.
+class ExamplePercentiles(Part):
+    """A distance from the oracles, example by example, as percentiles.
 
     Attributes:
-        oracle_models: Their number.
-        percentiles: Of the absolute z-score, over examples.
-        oracles: The three percentiles for each oracle, placed among the others.
+        name: Of what.
+        unlearned: The percentiles of the unlearned model.
+        oracles: The three percentiles of each oracle, measured among the others.
     """
 
-    oracle_models: int
-    percentiles: Percentiles
+    name: str
+    unlearned: Percentiles
     oracles: list[tuple[float, float, float]]
 
 
@@ -151,25 +153,6 @@ def margin_z_scores(margins: ArrayLike, oracles: ArrayLike) -> Floats:
     return (own - others.mean(0)) / deviations
 
 
-def place_among_oracles(margins: ArrayLike, oracles: ArrayLike) -> MarginPlace:
-    """Percentiles of the absolute z-score of one model, beside those of each oracle among the others.
-
-    Args:
-        margins: (examples,) of the audited model.
-        oracles: (models, examples), three at least.
-
-    Raises:
-        As `margin_z_scores`.
-    """
-    others = usable_references("oracle", oracles, None, 3)
-    left_out = [margin_z_scores(own, np.delete(others, place, 0)) for place, own in enumerate(others)]
-    return MarginPlace(
-        oracle_models=len(others),
-        percentiles=percentiles_of(np.abs(margin_z_scores(margins, others))),
-        oracles=[_three(np.quantile(np.abs(scores), _LEVELS)) for scores in left_out],
-    )
-
-
 def example_epsilons(unlearned: ArrayLike, oracles: ArrayLike, *, delta: float = 1e-5) -> tuple[Floats, Floats]:
     """Epsilon of each example, between unlearned and retrained models: an estimate, and a lower bound.
 
@@ -199,6 +182,12 @@ def example_epsilons(unlearned: ArrayLike, oracles: ArrayLike, *, delta: float =
     for centre in (np.median(ours, axis=0), np.median(theirs, axis=0)):
         estimates.append(_plain_epsilons(np.abs(ours - centre), np.abs(theirs - centre), delta))
     return np.max(estimates, axis=0), bounds
+
+
+def example_percentiles(name: str, unlearned: Floats, oracles: Sequence[Floats]) -> ExamplePercentiles:
+    """Percentiles of a distance from the oracles, (examples,), beside those of each oracle among the others."""
+    theirs = [_three(np.quantile(values, _LEVELS)) for values in oracles]
+    return ExamplePercentiles(name=name, unlearned=percentiles_of(unlearned), oracles=theirs)
 
 
 def percentiles_of(values: Floats) -> Percentiles:

@@ -18,6 +18,8 @@ def neighbours(run: Run, original: nn.Module, forget: MapDataset, retain: MapDat
     near, far = (
         torch.cat(over_batches(run, original, dataset, run.task.features)).double() for dataset in (forget, retain)
     )
-    scale = far.std(0).clamp(min=1e-8)
+    scale = far.std(0)
+    # a unit that is dead on retained examples decides nothing
+    scale = torch.where(scale > 1e-6 * scale.max(), scale, 1.0)
     distances = torch.cat([torch.cdist(part / scale, near / scale).amin(1) for part in far.split(_CHUNK)])
     return subset(retain, distances.argsort(stable=True)[:count].sort().values)

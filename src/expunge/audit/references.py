@@ -1,14 +1,15 @@
 """Oracles: models retrained without the forget set, the reference for everything an audit measures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import torch
 from torch import nn
 
+from expunge.audit.choosing import Choice, Expected, FleetSettings
 from expunge.audit.executors import TrainingJob
-from expunge.audit.fleet import Choice, Fleet, FleetSettings
+from expunge.audit.fleet import Fleet
 from expunge.data import MapDataset, subset
 from expunge.errors import MissingNeedError, ReferenceModelError, SettingError
 from expunge.problem import Problem, Recipe, require_finite
@@ -35,6 +36,11 @@ class Oracles:
     cached: int = 0
     notes: tuple[str, ...] = ()
 
+    @property
+    def together(self) -> bool:
+        """Whether they were trained as one, so that `seconds` are what a trial led to expect of each by itself."""
+        return self.choice is not None and self.choice.executor == "batched"
+
     def __post_init__(self) -> None:
         """Refuse references that cannot serve.
 
@@ -50,11 +56,19 @@ class Oracles:
 
     @classmethod
     def train(
-        cls, problem: Problem, count: int, seed: int, *, progress: bool, settings: FleetSettings | None = None
+        cls,
+        problem: Problem,
+        count: int,
+        seed: int,
+        *,
+        progress: bool,
+        settings: FleetSettings | None = None,
+        announce: Callable[[Expected], None] | None = None,
     ) -> "Oracles":
         """Train `count` oracles by the problem's recipe, each with a seed of its own, or read them from the cache.
 
         A recipe that is a function of its own is also run on half of the retain set, to see that it heeds its data.
+        `announce` is told what is to be trained and about how long it takes, before anything is trained.
 
         Raises:
             SettingError: Fewer than two are asked for, or the executor asked for cannot train them.
@@ -71,7 +85,8 @@ class Oracles:
             )
         seeds = [oracle_seed(seed, number) for number in range(count)]
         jobs = [TrainingJob(problem.retain, own, f"oracle {number + 1}") for number, own in enumerate(seeds)]
-        trained = Fleet(problem.recipe, jobs, "oracles", problem.model).train(settings, progress=progress)
+        fleet = Fleet(problem.recipe, jobs, "oracles", problem.model)
+        trained = fleet.train(settings, progress=progress, announce=announce)
         notes = trained.notes
         if type(problem.recipe) is not Supervised:  # which is known to use nothing but its data
             template = problem.model

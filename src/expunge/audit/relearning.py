@@ -28,7 +28,7 @@ class Form:
     Args:
         name: As evidence and report call it.
         from_forget: Whether forget examples are among those that are trained on.
-        refit: Whether the last layer is refitted first, on forget and retained examples.
+        refit: Whether the last layer is refitted first, on the same examples.
     """
 
     name: str
@@ -114,8 +114,9 @@ class RelearningTest:
 
     def _curve(self, model: nn.Module, form: Form) -> list[NDArray[np.float64]]:
         student = self.run.copy(model)
+        trained_on = self.learned if form.from_forget else self.learned[1:]
         if form.refit:
-            batches = (batch for part in self.learned for batch in in_order(self.run.task, part, EVALUATION_BATCH))
+            batches = (batch for part in trained_on for batch in in_order(self.run.task, part, EVALUATION_BATCH))
             self.run.task.refit_head(student, map(self.run.to_device, batches))
         points = [self.quality(student)]
 
@@ -123,7 +124,6 @@ class RelearningTest:
             if step in self.settings.steps:
                 points.append(self.quality(student))
 
-        trained_on = self.learned if form.from_forget else self.learned[1:]
         term = Term(trained_on, self.run.task.losses, batch_size=self.settings.batch_size)
         optimizer = Optimizer(self.settings.learning_rate)
         self.run.train("relearn", student, [term], optimizer, steps=self.settings.steps[-1], watch=watch)

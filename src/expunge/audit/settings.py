@@ -19,6 +19,7 @@ class Margins:
         equivalent_after: The same for shares after a model was trained again or probed, which vary more.
         equivalent_divergence: The same for divergences, in nats.
         error_rate: Chance that a retrained model would show any deviation at all.
+        power: Each measure states the smallest difference that it finds with this probability.
     """
 
     share: float = 0.02
@@ -27,12 +28,13 @@ class Margins:
     equivalent_after: float = 0.2
     equivalent_divergence: float = 0.03
     error_rate: float = 0.05
+    power: float = 0.8
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         require_at_least(self, 0, "share", "divergence")
         require_positive(self, "equivalent_share", "equivalent_after", "equivalent_divergence")
-        require_between(self, 0, 1, "error_rate")
+        require_between(self, 0, 1, "error_rate", "power")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class Level(StrEnum):
     def oracles(self) -> int:
         """How many oracles are trained: enough to see what is gross, a mask on a logit, or less than that."""
         return {Level.QUICK: 3, Level.STANDARD: 10, Level.THOROUGH: 20}[self]
+
+    @property
+    def shadows(self) -> int:
+        """How many shadows are trained and unlearned, for what can be told example by example."""
+        return 20 if self is Level.THOROUGH else 0
 
     @property
     def settings(self) -> AuditSettings:

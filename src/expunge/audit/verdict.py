@@ -6,12 +6,18 @@ from expunge.audit.decision import FEWEST_ORACLES
 from expunge.audit.evidence import Aspect, Finding, Measure, Side, Verdict
 
 
-def judge(measures: Sequence[Measure], groups: Sequence[Measure], oracles: int) -> tuple[Verdict, str, list[Finding]]:
+def judge(
+    measures: Sequence[Measure],
+    groups: Sequence[Measure],
+    oracles: int,
+    reservations: Sequence[str] = (),
+    unusable: str = "",
+) -> tuple[Verdict, str, list[Finding]]:
     """The verdict, a sentence for it, and every finding.
 
-    With fewer than three oracles nothing can be said. Otherwise the gravest finding decides: utility lost, residual
-    influence, over-forgotten. Without a finding the verdict is `inconclusive` where a measure on a whole set is
-    undecided, and `indistinguishable` otherwise.
+    With fewer than three oracles, or with oracles that are `unusable`, nothing can be said. Otherwise the gravest
+    finding decides: utility lost, residual influence, over-forgotten. Without a finding the verdict is `inconclusive`
+    where there is a reservation or a measure on a whole set is undecided, and `indistinguishable` otherwise.
     """
     closer = _closer_to_original(measures)
     found = (_finding(measure, closer_to_original=closer) for measure in (*measures, *groups))
@@ -21,17 +27,21 @@ def judge(measures: Sequence[Measure], groups: Sequence[Measure], oracles: int) 
     if oracles < FEWEST_ORACLES:
         few = f"With {oracles} oracle{'s' if oracles != 1 else ''} nothing can be said; use at least {FEWEST_ORACLES}."
         return Verdict.INCONCLUSIVE, few, doubts
+    if unusable:
+        seen = [Finding(verdict=Verdict.INCONCLUSIVE, text=finding.text) for finding in findings]
+        return Verdict.INCONCLUSIVE, unusable, seen + doubts
     for verdict, sentence in _SENTENCES.items():
         if any(finding.verdict is verdict for finding in findings):
-            suppressed = verdict is Verdict.RESIDUAL and _only_suppressed(measures)
-            return verdict, f"{sentence} {_SUPPRESSED}" if suppressed else sentence, findings + doubts
+            return verdict, " ".join(filter(None, (sentence, _looks_like(measures)))), findings + doubts
+    if reservations:
+        return Verdict.INCONCLUSIVE, " ".join(["No difference was found.", *reservations]), doubts
     if undecided:
         return Verdict.INCONCLUSIVE, _inconclusive(undecided), doubts
-    return (
-        Verdict.INDISTINGUISHABLE,
-        "On every measure taken the unlearned model lies where a retrained model would.",
-        findings,
-    )
+    sentence = "On every measure of whole sets the unlearned model lies where a retrained model would."
+    open_groups = sum(group.side is Side.UNDECIDED for group in groups)
+    if open_groups:
+        sentence += f" {open_groups} of {len(groups)} groups could not be decided about."
+    return Verdict.INDISTINGUISHABLE, sentence, findings
 
 
 _SENTENCES = {
@@ -42,17 +52,17 @@ _SENTENCES = {
 }
 
 
-_SUPPRESSED = (
-    "It looks like suppression: the answers are those of a retrained model, but what was learned is still there."
-)
-
-
-def _only_suppressed(measures: Sequence[Measure]) -> bool:
-    """Whether what the model answers shows nothing of the forget set, and what it still knows does."""
-    said = (Aspect.FORGETTING, Aspect.DISTANCE)
-    answered = [measure.side is Side.ABOVE for measure in measures if measure.aspect in said]
-    known = [measure.side is Side.ABOVE for measure in measures if measure.aspect is Aspect.KNOWLEDGE]
-    return any(known) and not any(answered)
+def _looks_like(measures: Sequence[Measure]) -> str:
+    """Suppression or removal, where the measures tell: what a model answers, beside what it still knows."""
+    answered = {measure.side for measure in measures if measure.aspect in (Aspect.FORGETTING, Aspect.DISTANCE)}
+    known = {measure.side for measure in measures if measure.aspect is Aspect.KNOWLEDGE}
+    if Side.ABOVE in known and answered == {Side.INSIDE}:
+        return "It looks like suppression: it answers as a retrained model does, but what was learned is still there."
+    if Side.ABOVE in known and Side.BELOW in answered and Side.ABOVE not in answered:
+        return "It looks like suppression: the answers were pushed away, but what was learned is still there."
+    if known == {Side.INSIDE}:
+        return "It looks like removal: what the model still knows is what a retrained model knows."
+    return ""
 
 
 def _closer_to_original(measures: Sequence[Measure]) -> bool:
@@ -91,11 +101,11 @@ def _worse_than_original(measure: Measure) -> bool:
 def _doubt(measure: Measure) -> str:
     text = (
         f"{_title(measure)} is {measure.unlearned.value:.3f}, retraining gives {measure.band.low:.3f} to "
-        f"{measure.band.high:.3f}: neither a difference nor equivalence within {measure.limit:.3f} is shown"
+        f"{measure.band.high:.3f}: neither a difference nor equivalence within {measure.limit or 0:.3f} is shown"
     )
     if measure.oracles_needed is None:
         return f"{text}; more oracles would not decide it, a larger forget set or holdout may."
-    return f"{text}; {measure.oracles_needed} oracles would decide it if they scatter as these do."
+    return f"{text}; {measure.oracles_needed} oracles would probably decide it, if they scatter as these do."
 
 
 def _inconclusive(undecided: Sequence[Measure]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,16 +13,19 @@ from rich.markup import escape
 from typer.core import TyperCommand
 
 from expunge.audit import Level
-from expunge.audit.fleet import ExecutorName
+from expunge.audit.choosing import ExecutorName, FleetSettings
+from expunge.audit.self_test import self_test as run_self_test
 from expunge.cli.cache import cache_facts, print_cache
+from expunge.cli.costs import CostTeller
 from expunge.cli.demo import run_demo
+from expunge.cli.hospital import facts, run_hospital
+from expunge.cli.hospital_summary import print_hospital
 from expunge.cli.influence import influence_facts, print_influence
 from expunge.cli.job_file import load_job
 from expunge.cli.loading import TRACEBACK, UNTOLD, named
 from expunge.cli.methods import installed_methods
-from expunge.cli.runs import Outcome, audit_run, is_main_process, render_run, run_job
+from expunge.cli.runs import AuditOrder, Outcome, audit_run, is_main_process, render_run, run_job
 from expunge.cli.self_test import digits, print_self_test, self_test_json
-from expunge.cli.self_test import self_test as run_self_test
 from expunge.cli.summary import method_facts, outcome_json, print_methods, print_outcome
 from expunge.errors import ExpungeError, JobError
 from expunge.states.influence import Influence
@@ -52,6 +56,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,  # locals may hold data that are to be forgotten
 )
+
+
+class Demonstration(StrEnum):
+    """What `expunge demo` can show."""
+
+    DIGITS = "digits"
+    HOSPITAL = "hospital"
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The output folder of a run.")]
@@ -108,13 +120,21 @@ def run(
 def audit(
     folder: Annotated[Path | None, typer.Argument(metavar="RUN", help="The output folder of a run.")] = None,
     oracles: Annotated[
-        int | None, typer.Option(help="How many oracles to train; by default as in the job, or 5.")
+        int | None, typer.Option(min=2, help="How many oracles to train; by default as in the job, or 5.")
+    ] = None,
+    shadows: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="How many shadows to train on everything and unlearn, to tell single examples; by default none."
+        ),
     ] = None,
     level: Annotated[
         Level | None,
-        typer.Option(help="How thorough: 3, 10 or 20 oracles and ever more tests; by default as in the job."),
+        typer.Option(
+            help="How thorough: 3, 10 or 20 oracles, ever more tests, and at last 20 shadows; by default as in the job."
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the audit; by default the job's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the audit; by default the job's.")] = None,
     executor: Annotated[
         ExecutorName | None,
         typer.Option(help="How oracles are trained; by default as in the job."),
@@ -127,8 +147,13 @@ def audit(
 ) -> None:
     """Measure a run's model against models retrained without the forget set."""
     if self_test:
+        given = {"RUN": folder, "--oracles": oracles, "--shadows": shadows, "--level": level, "--seed": seed}
+        unused = [name for name, value in given.items() if value is not None]
+        if unused:
+            raise JobError(f"--self-test brings its own models; leave out {', '.join(unused)}")
         _say(f"Training shams and oracles on scikit-learn's digits and auditing them, {seeds} of each kind")
-        outcomes = run_self_test(digits(), seeds)
+        fleet = FleetSettings(executor if executor is not None else "auto")
+        outcomes = run_self_test(digits(), seeds, fleet=fleet, announce=CostTeller(_say))
         if as_json:
             _print_json(self_test_json(outcomes))
         else:
@@ -136,7 +161,8 @@ def audit(
         return
     if folder is None:
         raise JobError("RUN: is missing; name the output folder of a run, or use --self-test")
-    _show(audit_run(folder, oracles=oracles, level=level, executor=executor, seed=seed, say=_say), as_json=as_json)
+    order = AuditOrder(oracles, shadows, level, executor, seed)
+    _show(audit_run(folder, order, say=_say), as_json=as_json)
 
 
 @app.command(cls=_Command)
@@ -151,13 +177,31 @@ def report(folder: RunFolder, as_json: Json = False) -> None:
 
 @app.command(cls=_Command)
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("expunge-demo"),
+    story: Annotated[
+        Demonstration,
+        typer.Argument(
+            metavar="digits|hospital",
+            help="`digits`: a network forgets a class. `hospital`: patients leave a model, with a certificate.",
+        ),
+    ] = Demonstration.DIGITS,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the results; expunge-demo or expunge-demo-hospital by default.")
+    ] = None,
     oracles: Annotated[int, typer.Option(min=2, help="How many oracles to compare with; 3 for a verdict.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a small network on handwritten digits, make it forget one, and audit that."""
-    _show(run_demo(output, oracles=oracles, seed=seed, say=_say), as_json=as_json)
+    """Train a small model on bundled data, make it forget, and show how far that worked."""
+    if story is Demonstration.DIGITS:
+        folder = Path("expunge-demo") if output is None else output
+        _show(run_demo(folder, oracles=oracles, seed=seed, say=_say), as_json=as_json)
+        return
+    folder = Path("expunge-demo-hospital") if output is None else output
+    stay = run_hospital(folder, oracles=oracles, seed=seed, say=_say)
+    if as_json:
+        _print_json(facts(stay))
+    else:
+        print_hospital(_console(), stay)
 
 
 @app.command(cls=_Command)

@@ -36,7 +36,7 @@ def run_demo(folder: Path, *, oracles: int, seed: int, say: Callable[[str], None
         OutputError: The folder cannot be written, or holds something other than an earlier demonstration.
     """
     _clear(folder)
-    with _one_thread():
+    with one_thread():
         return _demonstrate(folder, oracles, seed, say)
 
 
@@ -64,7 +64,7 @@ def _demonstrate(folder: Path, oracles: int, seed: int, say: Callable[[str], Non
 
 
 @contextmanager
-def _one_thread() -> Generator[None]:
+def one_thread() -> Generator[None]:
     """Work for so small a network is quicker done than shared, above all on a machine that is busy."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

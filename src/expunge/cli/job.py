@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from expunge.audit.fleet import ExecutorName
+from expunge.audit.choosing import ExecutorName
 from expunge.storage import write_bytes
 from expunge.training import Algorithm, Schedule
 from expunge.unlearning import KEY_FILE
@@ -203,11 +203,16 @@ class RecipeSection(Section):
 
 
 class AuditSection(Section):
-    """How to audit: the number of oracles, how they are trained, and settings of `expunge.audit.AuditSettings`."""
+    """How to audit: against how many models, trained how, and broken down by which columns of the holdout.
+
+    Further settings are those of `expunge.audit.AuditSettings`.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     oracles: int = Field(default=5, ge=2)
+    shadows: int = Field(default=0, ge=0)
+    subgroups: tuple[str | int, ...] = ()
     executor: ExecutorName = "auto"
 
 

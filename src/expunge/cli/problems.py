@@ -1,5 +1,6 @@
 """From a job to what the library works on: a problem, a method, execution and audit settings."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.audit import AuditSettings
-from expunge.cli.job import Job
+from expunge.cli.job import AuditSection, Job
 from expunge.cli.loading import existing, find_function, guarded, load_function
 from expunge.cli.methods import method_from
 from expunge.cli.models import load_model, untrained
@@ -28,10 +29,12 @@ class Prepared:
     Attributes:
         problem: What is asked for.
         notes: What was decided while reading the data, in words.
+        subgroups: By name of a column of the holdout, its values: (examples,) each.
     """
 
     problem: Problem
     notes: tuple[str, ...]
+    subgroups: Mapping[str, Sequence[str]]
 
 
 def prepare(job: Job) -> Prepared:
@@ -57,7 +60,7 @@ def prepare(job: Job) -> Prepared:
         classes=parts.classes,
         recipe=_recipe(job, task),
     )
-    return Prepared(problem, tuple(_notes(train, parts)))
+    return Prepared(problem, tuple(_notes(train, parts)), _subgroups(job, holdout))
 
 
 def method_of(job: Job) -> Method:
@@ -80,7 +83,20 @@ def audit_settings_of(job: Job) -> AuditSettings:
     Raises:
         JobError: A setting is unknown or cannot be used.
     """
-    return checked_call(AuditSettings, (job.audit.model_extra or {}) if job.audit else {}, "audit")
+    extra = (job.audit.model_extra or {}) if job.audit else {}
+    return checked_call(AuditSettings, extra, "audit", also_known=AuditSection.model_fields)
+
+
+def _subgroups(job: Job, holdout: Source | None) -> dict[str, list[str]]:
+    names = job.audit.subgroups if job.audit is not None else ()
+    if job.forget.column is not None and job.forget.column in names:
+        raise JobError(
+            "audit.subgroups: the column that tells who is to be forgotten cannot be a subgroup: its values would "
+            "stand in the evidence, which may be shared"
+        )
+    if names and holdout is None:
+        raise JobError("audit.subgroups: name columns of the holdout, and there is none; add data.holdout")
+    return {str(name): holdout.column(name).tolist() for name in names if holdout is not None}
 
 
 def _task(job: Job, train: Source) -> Classification:

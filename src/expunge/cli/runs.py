@@ -1,9 +1,9 @@
 """Carrying out a job into a folder, and working on such a folder later."""
 
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,11 +12,12 @@ from accelerate.utils import environment
 from pydantic import TypeAdapter
 
 from expunge.audit import AuditSettings, Evidence, FleetSettings, Level, audit
+from expunge.audit.choosing import ExecutorName, Expected
 from expunge.audit.evidence import EVIDENCE_FILE
-from expunge.audit.fleet import ExecutorName
-from expunge.cli.job import JOB_FILE, Job
+from expunge.cli.costs import CostTeller
+from expunge.cli.job import JOB_FILE, AuditSection, Job
 from expunge.cli.job_file import load_job
-from expunge.cli.problems import audit_settings_of, execution_of, method_of, prepare
+from expunge.cli.problems import Prepared, audit_settings_of, execution_of, method_of, prepare
 from expunge.errors import (
     CheckpointError,
     DivergedError,
@@ -48,12 +49,25 @@ class Outcome:
         record: What was done.
         evidence: What the audit found, if there was one.
         report: The page to read.
+        trained: What was trained for the audit, or read from the cache.
     """
 
     folder: Path
     record: Record
     evidence: Evidence | None
     report: Path
+    trained: Sequence[Expected] = ()
+
+
+@dataclass(frozen=True)
+class AuditOrder:
+    """How a saved run is to be audited; what is None follows from the level, or else from the run's job."""
+
+    oracles: int | None = None
+    shadows: int | None = None
+    level: Level | None = None
+    executor: ExecutorName | None = None
+    seed: int | None = None
 
 
 def is_main_process() -> bool:
@@ -95,30 +109,13 @@ def run_job(job: Job, folder: Path, *, resume: bool, say: Say) -> Outcome:
     kept = _kept_evidence(job, folder, settings, say) if finished else None
     if kept is not None or job.audit is None:
         return _finish(folder, unlearned.record, kept)
-    say(_announcement(job.audit.oracles))
-    evidence = audit(
-        unlearned,
-        oracles=job.audit.oracles,
-        seed=job.seed,
-        settings=settings,
-        execution=execution,
-        fleet=FleetSettings(job.audit.executor),
-    )
-    outcome = _finish(folder, unlearned.record, evidence)
+    outcome = _audited(folder, unlearned, prepared, settings, execution, job.audit, job.seed, say)
     if finished and is_main_process():
         job.save(folder)  # last: where it differs from what the evidence rests on, the run is audited again
     return outcome
 
 
-def audit_run(
-    folder: Path,
-    *,
-    oracles: int | None,
-    level: Level | None,
-    executor: ExecutorName | None,
-    seed: int | None,
-    say: Say,
-) -> Outcome:
+def audit_run(folder: Path, order: AuditOrder, *, say: Say) -> Outcome:
     """Audit a saved run; its problem is read again from the job that was saved with it.
 
     Raises:
@@ -129,23 +126,18 @@ def audit_run(
     job = load_job(folder / JOB_FILE)
     if job.recipe is None:
         raise MissingNeedError(f"an audit retrains oracles; add a `recipe` to {folder / JOB_FILE}")
+    level, section = order.level, job.audit or AuditSection()
     settings = level.settings if level is not None else audit_settings_of(job)
+    by_level = {} if level is None else {"oracles": level.oracles, "shadows": level.shadows}
+    asked = {"oracles": order.oracles, "shadows": order.shadows, "executor": order.executor}
+    section = section.model_copy(update=by_level | {name: value for name, value in asked.items() if value is not None})
     execution = execution_of(job)
     ensure_writable(folder)
     say("Reading the data and the model")
-    unlearned = _load(folder, prepare(job).problem, job)
-    by_default = level.oracles if level is not None else job.audit.oracles if job.audit is not None else 5
-    count = oracles if oracles is not None else by_default
-    say(_announcement(count))
-    evidence = audit(
-        unlearned,
-        oracles=count,
-        seed=seed if seed is not None else job.seed,
-        settings=settings,
-        execution=execution,
-        fleet=FleetSettings(executor if executor is not None else job.audit.executor if job.audit else "auto"),
-    )
-    return _finish(folder, unlearned.record, evidence)
+    prepared = prepare(job)
+    unlearned = _load(folder, prepared.problem, job, shadows=section.shadows)
+    seed = order.seed if order.seed is not None else job.seed
+    return _audited(folder, unlearned, prepared, settings, execution, section, seed, say)
 
 
 def render_run(folder: Path) -> Outcome:
@@ -173,6 +165,32 @@ def _unlearn(
     return unlearned
 
 
+def _audited(
+    folder: Path,
+    unlearned: Unlearned,
+    prepared: Prepared,
+    settings: AuditSettings,
+    execution: Execution,
+    section: AuditSection,
+    seed: int,
+    say: Say,
+) -> Outcome:
+    say(_announcement(section.oracles, section.shadows))
+    costs = CostTeller(say)
+    evidence = audit(
+        unlearned,
+        oracles=section.oracles,
+        seed=seed,
+        settings=settings,
+        execution=execution,
+        fleet=FleetSettings(section.executor),
+        announce=costs,
+        shadows=section.shadows,
+        subgroups=prepared.subgroups,
+    )
+    return replace(_finish(folder, unlearned.record, evidence), trained=costs.fleets)
+
+
 def _finish(folder: Path, record: Record, evidence: Evidence | None) -> Outcome:
     report = folder / REPORT_FILE
     if is_main_process():
@@ -193,8 +211,9 @@ def _save(unlearned: Unlearned, job: Job, folder: Path) -> None:
         raise
 
 
-def _load(folder: Path, problem: Problem, job: Job) -> Unlearned:
-    unlearned = Unlearned.load(folder, problem, key_path=job.key_in(folder))
+def _load(folder: Path, problem: Problem, job: Job, *, shadows: int) -> Unlearned:
+    method = method_of(job) if shadows else None
+    unlearned = Unlearned.load(folder, problem, key_path=job.key_in(folder), method=method)
     given = {"forget": problem.forget, "retain": problem.retain, "holdout": problem.holdout}
     absent = [name for name in unlearned.record.data if given[name] is None]
     if absent:
@@ -206,7 +225,7 @@ def _load(folder: Path, problem: Problem, job: Job) -> Unlearned:
 
 
 def _same(folder: Path, problem: Problem, method: Method, job: Job) -> Unlearned:
-    unlearned = _load(folder, problem, job)
+    unlearned = _load(folder, problem, job, shadows=job.audit.shadows if job.audit is not None else 0)
     before = load_job(folder / JOB_FILE)
     if (method_of(before), before.seed) != (method, job.seed):
         raise JobError(
@@ -216,8 +235,9 @@ def _same(folder: Path, problem: Problem, method: Method, job: Job) -> Unlearned
     return unlearned
 
 
-def _announcement(oracles: int) -> str:
-    return f"Auditing: training {oracles} oracles without the forget set, and measuring {oracles + 2} models"
+def _announcement(oracles: int, shadows: int) -> str:
+    text = f"Auditing against {oracles} oracles, trained without the forget set; measuring {oracles + 2} models"
+    return f"{text}, and {shadows} shadows before and after they are unlearned" if shadows else text
 
 
 def _kept_evidence(job: Job, folder: Path, settings: AuditSettings, say: Say) -> Evidence | None:
@@ -227,7 +247,8 @@ def _kept_evidence(job: Job, folder: Path, settings: AuditSettings, say: Say) ->
     evidence, before = Evidence.load(folder), load_job(folder / JOB_FILE)
     if job.audit is None:
         return evidence
-    wanted = TypeAdapter(AuditSettings).dump_python(settings, mode="json") | {"oracles": job.audit.oracles}
+    wanted = TypeAdapter(AuditSettings).dump_python(settings, mode="json")
+    wanted |= {"oracles": job.audit.oracles, "shadows": job.audit.shadows, "subgroups": list(job.audit.subgroups)}
     changed = [name for name, value in wanted.items() if evidence.settings.get(name) != value]
     changed += ["seed"] if evidence.seed != job.seed else []
     changed += ["recipe"] if before.recipe != job.recipe else []

@@ -14,13 +14,16 @@ T = TypeVar("T")
 _UNKNOWN = {"extra_forbidden", "unexpected_keyword_argument"}
 
 
-def checked_call(target: Callable[..., T], settings: Mapping[str, Any], key: str) -> T:
+def checked_call(
+    target: Callable[..., T], settings: Mapping[str, Any], key: str, *, also_known: Iterable[str] = ()
+) -> T:
     """Call `target` with settings that are checked against, and converted to, the types of its parameters.
 
     Args:
         target: A dataclass or an annotated function.
         settings: Its arguments by name, as a YAML file gives them.
         key: Where they stand in the job, for error messages.
+        also_known: Keys that stand there too and are read elsewhere.
 
     Raises:
         JobError: A setting is unknown, missing, of the wrong type, or refused by `target`.
@@ -35,7 +38,9 @@ def checked_call(target: Callable[..., T], settings: Mapping[str, Any], key: str
         values = schema.model_validate(dict(settings))
         return target(**{name: getattr(values, name) for name in values.model_fields_set})
     except ValidationError as error:
-        raise JobError(readable(error, prefix=key, known=lambda location: fields if not location else ())) from error
+        raise JobError(
+            readable(error, prefix=key, known=lambda location: [*fields, *also_known] if not location else ())
+        ) from error
     except SettingError as error:
         raise JobError(f"{key}: {error}") from error
 

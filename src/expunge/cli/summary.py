@@ -8,6 +8,7 @@ from rich.table import Table
 
 from expunge.audit import Evidence, Verdict
 from expunge.audit.evidence import EVIDENCE_FILE, Measure, Side
+from expunge.cli.costs import after_training, training_facts
 from expunge.cli.job import JOB_FILE
 from expunge.cli.methods import Installed
 from expunge.cli.runs import Outcome
@@ -30,6 +31,8 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         console.print(f"{record.method} took {words.duration(record.seconds)}; it was not audited.")
     else:
         _print_evidence(console, outcome.evidence)
+    for trained in outcome.trained:
+        console.print(f"[dim]{escape(after_training(trained))}[/dim]", soft_wrap=True)
     console.print(f"\nReport: [bold]{escape(str(outcome.report))}[/bold]", soft_wrap=True)
     console.print(_SHARING, soft_wrap=True)
 
@@ -41,6 +44,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "report": str(outcome.report),
         "record": outcome.record.model_dump(mode="json"),
         "evidence": outcome.evidence.model_dump(mode="json") if outcome.evidence is not None else None,
+        "trained": [training_facts(trained) for trained in outcome.trained],
     }
 
 
@@ -89,15 +93,18 @@ def _print_evidence(console: Console, evidence: Evidence) -> None:
     console.print(table)
     console.print()
     colour = "green" if evidence.verdict is Verdict.INDISTINGUISHABLE else "yellow"
-    console.print(f"[bold {colour}]Verdict: {evidence.verdict.value}.[/] {escape(evidence.sentence)}")
+    console.print(f"[bold {colour}]Verdict: {evidence.verdict.value}.[/] {escape(evidence.sentence)}", soft_wrap=True)
     cost = evidence.cost
     if cost.share_of_retraining is not None:
         share = words.share_of_retraining(cost.share_of_retraining)
         console.print(f"Cost: {words.duration(cost.seconds)}, {share}")
+    for note in evidence.notes:
+        console.print(f"[yellow]Note:[/] {escape(words.capital(note))}.", soft_wrap=True)
 
 
 def _row(measure: Measure) -> list[str]:
-    side = f"[{_STYLES[measure.side]}]{measure.side.value}[/]" if measure.aspect.judged else "[dim]not judged[/]"
+    where = "nothing found" if measure.side is Side.INSIDE and measure.limit is None else measure.side.value
+    side = f"[{_STYLES[measure.side]}]{where}[/]" if measure.aspect.judged else "[dim]not judged[/]"
     original = words.number(measure.original.value) if measure.original is not None else ""
     return [
         escape(f"{measure.name}, {measure.on}"),

@@ -2,14 +2,16 @@
 
 from expunge.methods.adapters import LoraSettings
 from expunge.methods.base import Forgotten, Maturity, Method, Need, Tier
+from expunge.methods.emmn import EMMN
 from expunge.methods.exact_discriminant import ExactDiscriminant
 from expunge.methods.exact_naive_bayes import ExactNaiveBayes
 from expunge.methods.exact_ridge import ExactRidge
 from expunge.methods.fine_tune import FineTune, Stage
 from expunge.methods.grad_diff import GradDiff
 from expunge.methods.gradient_ascent import GradientAscent
-from expunge.methods.idk_dpo import IdkDPO
 from expunge.methods.gradient_reversal import GradientReversal
+from expunge.methods.idk_dpo import IdkDPO
+from expunge.methods.just_in_time import JustInTime
 from expunge.methods.neg_grad_plus import NegGradPlus
 from expunge.methods.newton_removal import NewtonRemoval
 from expunge.methods.noisy_fine_tune import NoisyFineTune
@@ -24,6 +26,7 @@ from expunge.methods.undial import UNDIAL
 from expunge.methods.unsir import UNSIR, Noise
 
 __all__ = [
+    "EMMN",
     "NPO",
     "RMU",
     "SISA",
@@ -38,6 +41,7 @@ __all__ = [
     "GradientAscent",
     "GradientReversal",
     "IdkDPO",
+    "JustInTime",
     "LoraSettings",
     "Maturity",
     "Method",

@@ -172,7 +172,7 @@ class NewtonRemoval(Method):
         return Certificate(
             tier=tier_of(removal.constants, conditions),
             reference=reference,
-            neighbours=f"the training set, and the training set without the {removal.deleted} rows deleted so far; "
+            neighbours=f"the training set, and the training set without the {_rows(removal.deleted)} deleted so far; "
             "either may be the likelier origin of a model by a factor of at most e^epsilon, but for delta",
             epsilon=self.epsilon,
             delta=delta,
@@ -211,6 +211,10 @@ class NewtonRemoval(Method):
             raise SettingError(
                 f"NewtonRemoval with curvature={self.curvature!r} does not use {', '.join(given)}; leave it out"
             )
+
+
+def _rows(count: int) -> str:
+    return "row" if count == 1 else f"{count} rows"
 
 
 _NOT_COVERED = (

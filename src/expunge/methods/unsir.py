@@ -7,18 +7,17 @@ from types import MappingProxyType
 from typing import ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from expunge.data import MapDataset, subset
-from expunge.errors import LabelError
+from expunge.methods._noise import NoiseImages, error_term, mean_error, require_known_classes
 from expunge.methods._retained import balanced_subset
 from expunge.methods.base import Maturity, Method, Need, Tier
 from expunge.problem import Problem
 from expunge.settings import require_at_least, require_one_of, require_positive, require_whole
-from expunge.tasks import Batch, Classification
-from expunge.training import Algorithm, Optimizer, Run, Schedule, Term, over_batches
+from expunge.tasks import Classification
+from expunge.training import Algorithm, Optimizer, Run, Schedule, Term
 
 
 class Noise(StrEnum):
@@ -105,9 +104,7 @@ class UNSIR(Method):
     def apply(self, problem: Problem, run: Run) -> nn.Module:
         """Make noise, impair, repair."""
         task = cast(Classification, problem.task)
-        for label in problem.classes:
-            if not 0 <= label < task.classes:
-                raise LabelError(f"class {label} is not in the model, which has the classes 0 to {task.classes - 1}")
+        require_known_classes(problem, task)
         kept = cast(MapDataset, problem.retain)
         retain = balanced_subset(task, kept, self.retain_per_class, run.generator("retain subset"))
         noise = self._noise(problem, run, task, retain)
@@ -132,7 +129,7 @@ class UNSIR(Method):
         shape = task.collate([retain[0]])["inputs"].shape[1:]
         labels = torch.tensor(problem.classes).repeat_interleave(self.noise_images)
         start = torch.randn((len(labels), *shape), generator=run.generator("noise"))
-        images = _NoiseImages(torch.zeros_like(start) if self.noise is Noise.ZERO else start.clone())
+        images = NoiseImages(torch.zeros_like(start) if self.noise is Noise.ZERO else start.clone())
         if self.noise is Noise.LEARNED:
             run.train(
                 "noise",
@@ -142,7 +139,7 @@ class UNSIR(Method):
                 steps=self.noise_steps,
             )
             before, after = (
-                _error(run, problem.model, TensorDataset(*task.fields(values, labels)))
+                mean_error(run, problem.model, TensorDataset(*task.fields(values, labels)))
                 for values in (start, images.values.detach().cpu())
             )
             self._warn_if_inert(before, after)
@@ -159,24 +156,4 @@ class UNSIR(Method):
             )
 
     def _error_maximisation(self, original: nn.Module, task: Classification, labels: Tensor) -> Term:
-        def objective(images: nn.Module, batch: Batch) -> Tensor:
-            values = images(batch["inputs"].long())
-            logits = task.outputs(original, {"inputs": values})
-            error = F.cross_entropy(logits, batch["labels"], reduction="none")
-            return self.noise_penalty * values.square().flatten(1).mean(1) - error
-
-        positions = torch.arange(len(labels), dtype=torch.get_default_dtype())
-        return Term(TensorDataset(*task.fields(positions, labels)), objective, batch_size=len(labels))
-
-
-def _error(run: Run, model: nn.Module, noise: MapDataset) -> float:
-    return float(torch.cat(over_batches(run, run.frozen(model), noise, run.task.losses)).mean())
-
-
-class _NoiseImages(nn.Module):
-    def __init__(self, start: Tensor) -> None:
-        super().__init__()
-        self.values = nn.Parameter(start)  # (noise images, ...) in the model's input space
-
-    def forward(self, positions: Tensor) -> Tensor:
-        return self.values[positions]
+        return error_term(original, task, labels, weight=-1.0, penalty=self.noise_penalty)

@@ -4,16 +4,14 @@
 # Matplotlib's own annotations leave keyword arguments open.
 
 from collections.abc import Sequence
-from itertools import cycle
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter
 
-from expunge.audit.evidence import Answers, Cost, Curve, Evidence, LayerDistance, Membership
+from expunge.audit.evidence import Answers, Cost, Curve, Evidence, LayerDistance
 from expunge.report import words
 from expunge.report.comparisons import groups_figure, quality_figure
 from expunge.report.drawing import (
@@ -34,6 +32,7 @@ from expunge.report.drawing import (
     rows_figure,
     to_svg,
 )
+from expunge.report.single_examples import distances_figure, epsilons_figure, roc_figure
 
 MOST_ANSWERS, MOST_LAYERS, MOST_ORACLES = 10, 16, 10
 
@@ -47,7 +46,9 @@ def pictures(evidence: Evidence) -> list[Picture]:
             _answers(evidence.answers),
             _relearning(evidence.curves),
             _cost(evidence.cost),
-            _membership(evidence.membership),
+            roc_figure(evidence.membership),
+            distances_figure(evidence),
+            epsilons_figure(evidence.epsilons),
             _layers(evidence.layers),
         ]
 
@@ -157,46 +158,10 @@ def _cost(cost: Cost) -> Picture:
     caption = "Bars are wall time on the same machine"
     if cost.share_of_retraining is not None:
         caption = f"{took}, {words.share_of_retraining(cost.share_of_retraining)}; bars are wall time on one machine"
+    caption += "; oracles were trained together, and one by itself would have taken so long" if cost.expected else ""
     caption += words.left_out(len(cost.oracle_seconds) - len(seconds) + 1, "oracles are left out")
     described = "; ".join(f"{name} {words.duration(value)}" for name, value in zip(names, seconds, strict=True))
     return Picture(heading, caption, to_svg(figure, "cost", heading, described))
-
-
-def _membership(attacks: Sequence[Membership]) -> Picture:
-    heading = "Can single examples be told?"
-    if not attacks:
-        return Picture(heading, "Membership of single examples was not attacked.")
-    directions = (("members score high", UNLEARNED), ("members score low", ORACLE))
-    legend: list[Artist] = [Line2D([], [], color=colour, label=name) for name, colour in directions]
-    legend += [Line2D([], [], color=QUIET, linewidth=0.8, linestyle="--", label="guessing")]
-    figure = new_figure(0.1 + legend_height(legend) + 2.6)
-    add_legend(figure, legend)
-    axes = figure.subplots()
-    lines: list[str] = []
-    for attack, style in zip(attacks, cycle(("-", "--", ":"))):
-        result = attack.unlearned
-        for curve, (_, colour) in zip((result.above, result.below), directions, strict=True):
-            rates = curve.false_positive_rates, curve.true_positive_rates
-            axes.plot(*rates, style, color=colour, drawstyle="steps-post")
-        lines.append(
-            f"{words.capital(attack.attack)}: area {words.estimate(result.auc)}, of oracles "
-            f"{words.mean(attack.oracles)}; epsilon at least {words.number(result.epsilon.lower_bound)}, where so many "
-            f"examples could show {words.number(result.epsilon.largest)} at most"
-        )
-    floor = 0.5 / max(max(each.unlearned.forget_examples, each.unlearned.unseen_examples) for each in attacks)
-    axes.plot([floor, 1], [floor, 1], color=QUIET, linewidth=0.8, linestyle="--")
-    for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
-        scale("log")
-        axis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
-    axes.set_xlim(floor, 1.05)
-    axes.set_ylim(floor, 1.3)
-    axes.set_xlabel("false positive rate")
-    axes.set_ylabel("true positive rate")
-    caption = (
-        "An attack that knows the oracles guesses, example by example, who was trained on; a curve above the diagonal "
-        f"in either direction is a leak. {'. '.join(lines)}."
-    )
-    return Picture(heading, caption, to_svg(figure, "membership", heading, "; ".join(lines)))
 
 
 def _layers(layers: Sequence[LayerDistance]) -> Picture:

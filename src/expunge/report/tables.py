@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from expunge.audit.evidence import Curve, Evidence, Measure
+from expunge.audit import Fairness, Reconstruction
+from expunge.audit.evidence import Curve, Evidence, Measure, Membership
+from expunge.audit.fairness import Change
 from expunge.report import words
 from expunge.report.comparisons import shown_groups
 from expunge.unlearning import Record
@@ -86,7 +88,17 @@ def all_tables(record: Record, evidence: Evidence | None) -> list[Table]:
     audited = (
         []
         if evidence is None
-        else [_measures(evidence), *_groups(evidence), *_relearning(evidence.curves), *_membership(evidence)]
+        else [
+            _measures(evidence),
+            *_groups(evidence),
+            *_relearning(evidence.curves),
+            _membership(evidence.membership),
+            _low_rates(evidence.membership),
+            _leaks(evidence),
+            _reconstruction(evidence.reconstruction),
+            *(_fairness(name, found) for name, found in evidence.fairness.items()),
+            _power(evidence),
+        ]
     )
     settings = [_pairs("Settings of the method", record.settings | {"seed": record.seed})]
     if evidence is not None:
@@ -145,24 +157,127 @@ def _relearning(curves: Sequence[Curve]) -> list[Table]:
     return [Table("Steps to relearn", ("Model", *(curve.name for curve in curves)), rows, note)]
 
 
-def _membership(evidence: Evidence) -> list[Table]:
-    """Attacks on single examples, and where confidence in them lies among the oracles'."""
-    tables: list[Table] = []
-    for attack in evidence.membership:
+def _membership(attacks: Sequence[Membership]) -> Table:
+    """Attacks on single examples, a row each."""
+    columns = ("Attack", "Held against", "Unlearned", "Original", "Oracles", "Epsilon at least", "Oracles' epsilon")
+
+    def row(attack: Membership) -> list[str]:
         found = attack.unlearned
-        rows = [
-            ["area under the ROC curve", words.estimate(found.auc)],
-            ["the same of each oracle", words.listing([words.number(area) for area in sorted(attack.oracles)])],
-            ["epsilon at least", f"{words.number(found.epsilon.lower_bound)} (delta {found.epsilon.delta:g})"],
-            ["the most so few examples could show", words.number(found.epsilon.largest)],
+        bound = found.epsilon
+        return [
+            _short(attack),
+            f"{words.count(found.unseen_examples)} {attack.against}",
+            words.estimate(found.auc),
+            words.number(attack.original.auc),
+            _ends([oracle.auc for oracle in attack.oracles]),
+            f"{words.number(bound.lower_bound)} of {words.number(bound.largest)}" if bound else "not from one model",
+            _ends([oracle.epsilon for oracle in attack.oracles if oracle.epsilon is not None]),
         ]
-        for rate in found.low_rates:
-            for direction, point in (("high", rate.above), ("low", rate.below)):
-                shown = words.estimate(point.true_positive_rate) if point else "too few unseen examples"
-                rows.append([f"found at {words.percent(rate.limit)} false positives, scores {direction}", shown])
-        note = f"{found.forget_examples} forget examples against {found.unseen_examples} unseen ones of the same kinds."
-        tables.append(Table(words.capital(attack.attack), ("Figure", "Value"), rows, note))
-    return tables
+
+    note = (
+        "Area under the ROC curve, one half where nothing is told; far below is a leak too. Epsilon: what the scores "
+        "show, of the most that so few examples could. Holdout examples are of the same kinds as the forget set and "
+        "count as independent. Scores of an oracle are of the same forget examples; one model's scores move together, "
+        "so intervals are then over models, and epsilon is told example by example alone."
+    )
+    return Table("Membership attacks", columns, [row(attack) for attack in attacks], note)
+
+
+def _low_rates(attacks: Sequence[Membership]) -> Table:
+    """How many forget examples an attack finds while it accuses few unseen ones."""
+    columns = ("Attack", "False positives", "Members score", "Found, unlearned", "Original", "Oracles")
+    rows: list[list[str]] = []
+    for attack in attacks:
+        for place, rate in enumerate(attack.unlearned.low_rates):
+            for direction, point, original, others in (
+                ("high", rate.above, attack.original.above, [oracle.above for oracle in attack.oracles]),
+                ("low", rate.below, attack.original.below, [oracle.below for oracle in attack.oracles]),
+            ):
+                if point is None:
+                    continue
+                theirs = [found for each in others if (found := each[place]) is not None]
+                own = original[place]
+                shown = words.estimate(point.true_positive_rate), "" if own is None else words.number(own)
+                rows.append([_short(attack), words.percent(rate.limit), direction, *shown, _ends(theirs)])
+    note = "Left out are rates for which there are too few unseen examples."
+    return Table("Found at few false positives", columns, rows, note)
+
+
+def _short(attack: Membership) -> str:
+    return attack.attack.removeprefix("membership (").removesuffix(")")
+
+
+def _ends(values: Sequence[float]) -> str:
+    return f"{words.number(min(values))} to {words.number(max(values))}" if values else "none"
+
+
+def _leaks(evidence: Evidence) -> Table:
+    def optional(value: float | None) -> str:
+        return "no shadows" if value is None else words.number(value)
+
+    rows = [
+        [
+            words.count(leak.position),
+            words.number(leak.deviations),
+            words.number(leak.quality),
+            words.number(leak.oracle_quality),
+            optional(leak.likelihood_ratio),
+            optional(leak.epsilon),
+        ]
+        for leak in evidence.leaks
+    ]
+    columns = ("Position", "Confidence off by", "Quality", "Mean oracle", "U-LiRA", "Epsilon")
+    note = (
+        "Position in the forget set, from 0. Confidence in standard deviations of one more oracle: above 0 remembered, "
+        "below 0 pushed away. U-LiRA in nats, above 0 where the example looks unlearned rather than never seen."
+    )
+    return Table("The forget examples that leak most", columns, rows, note)
+
+
+def _reconstruction(found: Reconstruction | None) -> Table:
+    rows: list[list[str]] = []
+    if found is not None:
+        rows = [
+            ["cosine with the deleted row", words.number(found.similarity)],
+            ["other rows, mean cosine", words.number(found.others)],
+            ["other rows at least as like it", words.percent(found.others_as_like)],
+            ["random rows, mean cosine", words.number(found.random)],
+            ["random rows at least as like it", words.percent(found.random_as_like)],
+        ]
+    note = found.sentence if found is not None else ""
+    return Table("Can the deleted row be recovered from both models?", ("Figure", "Value"), rows, note)
+
+
+def _fairness(name: str, found: Fairness) -> Table:
+    """Each group before and after, and the gap between the best and the worst."""
+    columns = ("Group", "Examples", "Measure", "Before", "After", "Change")
+
+    def row(group: str, examples: str, change: Change) -> list[str]:
+        return [group, examples, change.name, *map(words.estimate, (change.before, change.after, change.change))]
+
+    rows = [
+        row(group.group, words.count(group.examples), change) for group in found.groups for change in group.measures
+    ]
+    rows += [row("largest gap", "", gap) for gap in found.gaps]
+    note = (
+        f"Selected is who is given class {found.positive}. Intervals by a paired bootstrap over holdout examples. A "
+        "gap is above 0 by chance alone; its change tells whether groups are treated more alike than before."
+    )
+    return Table(f"By {name}, before and after", columns, rows, note)
+
+
+def _power(evidence: Evidence) -> Table:
+    rows = [
+        [measure.name, measure.on, words.number(measure.detectable), words.number(measure.deviation)]
+        for measure in evidence.measures
+        if measure.detectable is not None
+    ]
+    power = words.percent(float(evidence.settings.get("margins", {}).get("power", 0.8)))
+    note = (
+        f"A true difference of this size would have been found in {power} of audits like this one, where nothing else "
+        "differs. Scatter: standard deviation of one more retrained model."
+    )
+    return Table("What would have been found", ("Measure", "On", "Difference", "Scatter"), rows, note)
 
 
 def _phases(record: Record) -> Table:

@@ -97,8 +97,10 @@ def place(measure: Measure) -> str:
         return f"above retraining, {number(value - band.high)} beyond the band"
     if measure.side is Side.BELOW:
         return f"below retraining, {number(band.low - value)} beyond the band"
+    if measure.side is Side.INSIDE and measure.limit is None:
+        return "no difference found"
     if measure.side is Side.INSIDE:
         return f"as retraining, at most {number(measure.at_most)} off"
     if measure.oracles_needed is None:
         return "undecided, whatever the number of oracles"
-    return f"undecided; {measure.oracles_needed} oracles would decide"
+    return f"undecided; {measure.oracles_needed} oracles would probably decide"

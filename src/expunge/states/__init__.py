@@ -6,7 +6,9 @@ from expunge.states.curvature import CurvatureState, HeadSettings
 from expunge.states.gradient_log import GradientLog, LogSettings
 from expunge.states.gradient_recorder import GradientRecorder, log_training, token_weights
 from expunge.states.head import HeadLoss, HeadRows, fit_head, head_rows
+from expunge.states.moments import ClassMoments
 from expunge.states.normal_classes import DiscriminantStatistics, NaiveBayesStatistics
+from expunge.states.optimum import HeadOptimum
 from expunge.states.recording import KINDS, STATE_FILE, load_state, record, save_state, state_bytes
 from expunge.states.ridge import RidgeStatistics
 from expunge.states.rows import RowLedger
@@ -16,12 +18,14 @@ from expunge.states.statistics import SufficientStatistics
 __all__ = [
     "KINDS",
     "STATE_FILE",
+    "ClassMoments",
     "ClosedForm",
     "CurvatureState",
     "DiscriminantStatistics",
     "GradientLog",
     "GradientRecorder",
     "HeadLoss",
+    "HeadOptimum",
     "HeadRows",
     "HeadSettings",
     "LogSettings",

@@ -11,6 +11,7 @@ from expunge.problem import DeletionState
 from expunge.states.base import StateKind
 from expunge.states.curvature import CurvatureState
 from expunge.states.gradient_log import GradientLog
+from expunge.states.moments import ClassMoments
 from expunge.states.normal_classes import DiscriminantStatistics, NaiveBayesStatistics
 from expunge.states.ridge import RidgeStatistics
 from expunge.states.shards import ShardState
@@ -27,6 +28,7 @@ _CLASSES: tuple[type[StateKind], ...] = (
     DiscriminantStatistics,
     ShardState,
     GradientLog,
+    ClassMoments,
 )
 KINDS: dict[str, type[StateKind]] = {each.kind: each for each in _CLASSES}
 """Every kind of state by its name."""
