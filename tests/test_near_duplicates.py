@@ -33,9 +33,7 @@ def test_copies_are_found_and_named_with_their_original(method: str) -> None:
     found = near_duplicates(texts, forget, Fuzziness(method))
     assert sorted(found.positions.tolist()) == copies
     assert found.precision(copies) == found.recall(copies) == 1
-    assert dict(zip(found.positions, found.nearest, strict=True)) == dict(
-        zip(copies, range(0, 10, 2), strict=True)
-    )
+    assert dict(zip(found.positions, found.nearest, strict=True)) == dict(zip(copies, range(0, 10, 2), strict=True))
     assert np.all(np.diff(found.likeness) <= 0)
     assert np.all((found.likeness >= 0.7) & (found.likeness < 1))
 

@@ -134,6 +134,16 @@ def test_hits_the_forget_set_and_not_the_others(tmp_path: Path) -> None:
     assert high < 0.75, (low, high)
 
 
+def test_the_repair_ends_where_the_target_is_met_from_above(trained: Trained) -> None:
+    with may_warn():
+        short = unlearn(trained.problem, GradientReversal(repair_learning_rate=1e-3), execution=tiny.QUIET)
+    reverse, repair = short.record.phases
+    assert reverse.measured["forget_loss_reversed"] >= reverse.measured["target_loss"] + 0.5
+    assert 0 < repair.steps < 30
+    assert repair.measured["forget_loss_after"] <= reverse.measured["target_loss"]
+    assert repair.measured["retain_loss_after"] < reverse.measured["retain_loss_reversed"]
+
+
 def test_one_step_of_the_logged_updates_undoes_training(tmp_path: Path) -> None:
     """All examples forgotten at c = 1 and no momentum: the weights before training, so scale and sign are right."""
     torch.manual_seed(0)

@@ -35,8 +35,8 @@ class GradientReversal(Method):
     The weights move along d = Σ g, the forget examples' own gradients at the steps that used them, or along what the
     optimiser made of these, Σ η g / (√v̂ + ε). How far is found by a line search: the mean loss of the forget set is
     to reach that of the holdout under the original, measured before, plus `overshoot`. A short training on the retain
-    set then repairs what else was hit, and brings the overshoot back. Needs a gradient log as `problem.state`; the
-    work grows with the forget set, not with the training set.
+    set then repairs what else was hit, until the overshoot is brought back. Needs a gradient log as `problem.state`;
+    the work grows with the forget set, not with the training set.
 
     A reconstruction: of the method's paper only the abstract is public, and no code. The defaults are what a small
     trial of ours found nearest to retrained models (docs/gradient-log.md); `preset("paper")` is the abstract's:
@@ -57,7 +57,8 @@ class GradientReversal(Method):
         growth: Factor from one length to the next. Default 1.5 (ours).
         bisections: Halvings between the last two lengths. Default 5 (ours).
         cap: Largest length, of the norm of all weights. Default 1 (ours).
-        repair_steps: Steps on the retain set; 0 for none. Default 30 (ours).
+        repair_steps: Most steps on the retain set, fewer where the forget loss is back at the target; 0 for none.
+            Default 30 (ours).
         repair_learning_rate: Of AdamW. Default 1e-4 (ours).
         batch_size: Of the repair. Default 8 (ours).
         rounds: Most reversals. Default 1.
@@ -148,7 +149,7 @@ class GradientReversal(Method):
                 break
             ids += joined
         if self.repair_steps:
-            self._repair(model, problem, run, log, ids[len(asked) :])
+            self._repair(model, problem, run, log, ids[len(asked) :], target)
             record = run.phases[-1]
             record.measured |= {f"{name}_loss_after": value for name, value in watch.losses(model).items()}
         state = log.without(ids).bound_to(model)
@@ -274,15 +275,29 @@ class GradientReversal(Method):
             each for each, score in zip(others, scores.tolist(), strict=True) if score > self.influence_threshold * own
         ]
 
-    def _repair(self, model: nn.Module, problem: Problem, run: Run, log: GradientLog, joined: Sequence[int]) -> None:
+    def _repair(
+        self,
+        model: nn.Module,
+        problem: Problem,
+        run: Run,
+        log: GradientLog,
+        joined: Sequence[int],
+        target: float,
+    ) -> None:
         retain = cast(MapDataset, problem.retain)
         if joined:  # what was reversed too must not be taught again
             gone = torch.tensor([int(each) for each in log.examples.digests[torch.tensor(joined)].tolist()])
             kept = ~torch.isin(log.examples.digest(problem.task, retain), gone)
             retain = subset(retain, kept.nonzero().flatten())
         term = Term(retain, problem.task.losses, batch_size=self.batch_size)
+        forget = cast(MapDataset, problem.forget)
         run.train(
-            "repair", model, [term], Optimizer(self.repair_learning_rate, Algorithm.ADAMW), steps=self.repair_steps
+            "repair",
+            model,
+            [term],
+            Optimizer(self.repair_learning_rate, Algorithm.ADAMW),
+            steps=self.repair_steps,
+            watch=lambda _: _mean_loss(run, model, forget) <= target,  # beyond, it would be taught again
         )
         model.eval()
 
