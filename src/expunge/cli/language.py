@@ -39,7 +39,7 @@ def language_task(job: Job) -> CausalLM:
     settings = section.model_dump(exclude_none=True, exclude={"kind", "tokenizer", "pad_token", "too_long"})
     tokenizer = _tokenizer(job, section)
     if section.context is None and job.model.hf is not None:
-        reads = getattr(_configuration(job, job.model.hf, "model.hf"), "max_position_embeddings", None)
+        reads = getattr(_config(_configuration(job, job.model.hf, "model.hf")), "max_position_embeddings", None)
         if isinstance(reads, int) and reads < tokenizer.model_max_length:
             settings["context"] = reads
     try:
@@ -58,7 +58,9 @@ def language_model(job: Job) -> nn.Module:
     Raises:
         SourceError: It cannot be loaded.
     """
-    return load_model(job) if job.model.hf is None else _pretrained(job, job.model.hf, "model.hf")
+    name, key = job.model.hf, "model.hf"
+    # made as retrained models are, so that those kept in the cache are known to be of the same architecture
+    return load_model(job) if name is None else _made(_configuration(job, name, key), _weights(job, name, key)).eval()
 
 
 def untrained_language_model(job: Job) -> Callable[[], nn.Module]:
@@ -71,11 +73,10 @@ def untrained_language_model(job: Job) -> Callable[[], nn.Module]:
     """
     name = job.recipe.base if job.recipe is not None else None
     if name is not None:
-        base = cast(Any, _pretrained(job, name, "recipe.base"))
-        return partial(_made, base.config.to_dict(), dict(base.state_dict()))
+        return partial(_made, _configuration(job, name, "recipe.base"), _weights(job, name, "recipe.base"))
     if job.model.hf is None:
         return untrained(job)
-    return partial(_made, _configuration(job, job.model.hf, "model.hf").to_dict(), None)
+    return partial(_made, _configuration(job, job.model.hf, "model.hf"), None)
 
 
 def readable_examples(source: Source, task: CausalLM, job: Job, key: str) -> tuple[Source, list[str]]:
@@ -96,8 +97,8 @@ def readable_examples(source: Source, task: CausalLM, job: Job, key: str) -> tup
     return shorter, [note]
 
 
-def write_pretrained(model: nn.Module, task: CausalLM, folder: Path) -> Path | None:
-    """Write model and tokenizer as `save_pretrained` does, whole or not at all; None where the model cannot.
+def write_pretrained(model: nn.Module, task: CausalLM, folder: Path, name: str = MODEL_FOLDER) -> Path | None:
+    """Write model and tokenizer as `save_pretrained` does into `folder / name`, whole or not; None where it cannot be.
 
     Raises:
         OutputError: The folder cannot be written.
@@ -106,14 +107,14 @@ def write_pretrained(model: nn.Module, task: CausalLM, folder: Path) -> Path | N
         return None
     ensure_writable(folder)
     with output_errors(folder), tempfile.TemporaryDirectory(prefix=".expunge-partial-", dir=folder) as staged:
-        whole = Path(staged) / MODEL_FOLDER
+        whole = Path(staged) / name
         with _without_bars():
             cast(Any, model).save_pretrained(whole)
         if task.tokenizer is not None:
             cast(Any, task.tokenizer).save_pretrained(whole)
-        shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
-        whole.rename(folder / MODEL_FOLDER)
-    return folder / MODEL_FOLDER
+        shutil.rmtree(folder / name, ignore_errors=True)
+        whole.rename(folder / name)
+    return folder / name
 
 
 def _tokenizer(job: Job, section: CausalLMSection) -> PreTrainedTokenizerBase:
@@ -132,14 +133,14 @@ def _tokenizer(job: Job, section: CausalLMSection) -> PreTrainedTokenizerBase:
     return cast(PreTrainedTokenizerBase, found)
 
 
-def _configuration(job: Job, name: str, key: str) -> Any:
+def _configuration(job: Job, name: str, key: str) -> dict[str, Any]:
     try:
-        return cast(Any, AutoConfig).from_pretrained(_place(job, name), trust_remote_code=False)
+        return cast(Any, AutoConfig).from_pretrained(_place(job, name), trust_remote_code=False).to_dict()
     except (OSError, ValueError, KeyError) as error:
         raise _not_loaded(name, key, error) from error
 
 
-def _pretrained(job: Job, name: str, key: str) -> nn.Module:
+def _weights(job: Job, name: str, key: str) -> dict[str, Tensor]:
     load = cast(Any, AutoModelForCausalLM).from_pretrained
     try:
         with _without_bars():
@@ -158,13 +159,12 @@ def _pretrained(job: Job, name: str, key: str) -> nn.Module:
             f"{key}: {name} is no trained language model: it lacks {len(missing)} tensors such as {missing[0]}; name a "
             "checkpoint of a causal language model"
         )
-    return cast("nn.Module", model).eval()
+    return dict(cast("nn.Module", model).state_dict())
 
 
 def _made(configuration: dict[str, Any], weights: dict[str, Tensor] | None) -> nn.Module:
-    settings = {name: value for name, value in configuration.items() if name not in ("dtype", "torch_dtype")}
-    config = cast(Any, AutoConfig).for_model(**settings)
-    model = cast(nn.Module, cast(Any, AutoModelForCausalLM).from_config(config, trust_remote_code=False))
+    load = cast(Any, AutoModelForCausalLM).from_config
+    model = cast(nn.Module, load(_config(configuration), trust_remote_code=False, dtype=torch.float32))
     if weights is not None:
         model.load_state_dict(weights)
     return model
@@ -180,6 +180,10 @@ def _without_bars() -> Generator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+def _config(configuration: dict[str, Any]) -> Any:
+    return cast(Any, AutoConfig).for_model(**configuration)
 
 
 def _place(job: Job, name: str) -> str:
