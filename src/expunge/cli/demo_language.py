@@ -25,7 +25,7 @@ from expunge.cli.summary import outcome_json
 from expunge.corpora import Row, word_tokenizer
 from expunge.errors import OutputError
 from expunge.report import REPORT_FILE
-from expunge.states import STATE_FILE, GradientLog, load_state, log_training
+from expunge.states import STATE_FILE, log_training
 from expunge.storage import ensure_writable, write_json
 from expunge.tasks import CausalLM
 from expunge.training import Algorithm, Execution, Optimizer, Run, Schedule, Supervised, reproducible
@@ -102,7 +102,8 @@ def untrained(vocabulary: int) -> nn.Module:
     """A GPT-2 of some 100,000 parameters, without dropout."""
     still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     ends = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
-    configuration: Any = GPT2Config(vocab_size=vocabulary, n_positions=_CONTEXT, **_SHAPE, **still, **ends)
+    settings: dict[str, Any] = {"vocab_size": vocabulary, "n_positions": _CONTEXT, **_SHAPE, **still, **ends}
+    configuration = GPT2Config(**settings)
     return GPT2LMHeadModel(configuration)
 
 
@@ -132,7 +133,6 @@ def _demonstrate(folder: Path, oracles: int, seed: int, say: Callable[[str], Non
     job = _job(folder, person, oracles, seed)
     outcome = run_job(job, folder, resume=False, say=say)
     answers = _answers(job, folder, task, oracles, seed)
-    _compact(folder)
     return Story(person, answers, outcome, seconds, size)
 
 
@@ -184,13 +184,6 @@ def _job(folder: Path, person: str, oracles: int, seed: int) -> Job:
         "output": ".",
     }
     return Job.model_validate(content).model_copy(update={"base": folder.absolute()})
-
-
-def _compact(folder: Path) -> None:
-    """Take the forgotten person out of the log's files too, now that the result is accepted."""
-    state = load_state(folder)
-    if isinstance(state, GradientLog):
-        state.compact()
 
 
 def _bytes(folder: Path) -> int:

@@ -23,7 +23,9 @@ def print_language(console: Console, story: Story) -> None:
     console.print(
         f"\nThe model without the person lies in [bold]{escape(str(folder / MODEL_FOLDER))}[/bold], for "
         f"AutoModelForCausalLM and AutoTokenizer. Training took {words.duration(story.training_seconds)}; its log, "
-        f"{words.size(story.log_bytes)} in {escape(str(folder / LOG))}, is as personal as the data.",
+        f"{words.size(story.log_bytes)} in {escape(str(folder / LOG))}, is as personal as the data and holds the "
+        "person's gradients until `expunge.states.load_state(folder).compact()`, after which the run can no longer be "
+        "audited.",
         soft_wrap=True,
     )
 
