@@ -73,6 +73,17 @@ def test_the_page_on_estimators(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'shard-00" in said
 
 
+def test_the_page_on_text() -> None:
+    names: dict[str, Any] = {}
+    for code in blocks("docs/language.md"):
+        exec(code, names)
+
+    record = names["result"].record
+    assert (record.method, record.data["forget"].examples) == ("NPO", 1)
+    (phase,) = record.phases
+    assert phase.history[-1] < phase.history[0]
+
+
 def test_the_page_on_data_that_are_gone(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     for code in blocks("docs/source-free.md"):

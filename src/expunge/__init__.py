@@ -16,15 +16,22 @@ from expunge.audit import (
 from expunge.errors import ExpungeError
 from expunge.methods import (
     EMMN,
+    NPO,
+    RMU,
     SISA,
+    UNDIAL,
     UNSIR,
     ExactDiscriminant,
     ExactNaiveBayes,
     ExactRidge,
     FineTune,
     Forgotten,
+    GradDiff,
     GradientAscent,
+    GradientReversal,
+    IdkDPO,
     JustInTime,
+    LoraSettings,
     Maturity,
     Method,
     Need,
@@ -34,7 +41,9 @@ from expunge.methods import (
     NoisyFineTune,
     RandomLabel,
     Retrain,
+    SimNPO,
     Stage,
+    TaskNegation,
 )
 from expunge.privacy import Certificate, Constant, DeletionBudget, Origin, Tier
 from expunge.problem import DeletionState, Problem, Recipe, Split, split
@@ -46,16 +55,20 @@ from expunge.states import (
     record,
     save_state,
 )
-from expunge.tasks import Classification, Regression, Task
+from expunge.tasks import CausalLM, Classification, Regression, Task
 from expunge.training import Algorithm, Execution, Optimizer, Run, Schedule, Supervised, Term
 from expunge.unlearning import Record, Unlearned, unlearn
 
 __all__ = [
     "EMMN",
+    "NPO",
+    "RMU",
     "SISA",
+    "UNDIAL",
     "UNSIR",
     "Algorithm",
     "AuditSettings",
+    "CausalLM",
     "Certificate",
     "Classification",
     "ClosedForm",
@@ -72,10 +85,14 @@ __all__ = [
     "Fleet",
     "FleetSettings",
     "Forgotten",
+    "GradDiff",
     "GradientAscent",
+    "GradientReversal",
     "HeadOptimum",
+    "IdkDPO",
     "JustInTime",
     "Level",
+    "LoraSettings",
     "Margins",
     "Maturity",
     "Method",
@@ -97,10 +114,12 @@ __all__ = [
     "Run",
     "Schedule",
     "Sharded",
+    "SimNPO",
     "Split",
     "Stage",
     "Supervised",
     "Task",
+    "TaskNegation",
     "Term",
     "Tier",
     "TrainingJob",

@@ -103,3 +103,19 @@ class JobError(ExpungeError):
 
 class SourceError(ExpungeError):
     """A data source or a model source named on the command line cannot be loaded."""
+
+
+class TokenizerError(DataError):
+    """A tokenizer is needed and absent, has no pad token, or does not belong to the model."""
+
+
+class ContextError(DataError):
+    """Texts are longer than a model can read, or longer than was allowed."""
+
+
+class EmptyAnswerError(DataError):
+    """A text has no token whose probability could be measured: its answer is empty, or all of it is prompt."""
+
+
+class AdapterError(ModelError):
+    """An adapter cannot be put on a model: it has no module of the names given."""

@@ -63,15 +63,15 @@ def write_files(contents: Mapping[Path, bytes], *, private: Set[Path] = frozense
     staged: dict[Path, Path] = {}
     try:
         for path, content in contents.items():
-            with _output_errors(path):
+            with output_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 staged[path] = path.parent / f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
                 _write_through(staged[path], content, 0o600 if path in private else 0o666)
         for path, temporary in staged.items():
-            with _output_errors(path):
+            with output_errors(path):
                 temporary.replace(path)
         for folder in {path.parent for path in contents}:
-            with _output_errors(folder):
+            with output_errors(folder):
                 _sync_folder(folder)
     finally:
         for temporary in staged.values():
@@ -89,7 +89,7 @@ def write_once(path: Path, content: bytes) -> bytes:
         OutputError: The folder cannot be written or the disk is full.
     """
     temporary = path.parent / f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-    with _output_errors(path):
+    with output_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write_through(temporary, content, 0o600)
@@ -118,7 +118,7 @@ def claimed(folder: Path) -> Generator[bool]:
     Raises:
         OutputError: The folder cannot be made.
     """
-    with _output_errors(folder):
+    with output_errors(folder):
         descriptor = _opened(folder)
     mine = descriptor is None or _locked(descriptor)
     try:
@@ -155,7 +155,7 @@ def remove_partial_files(folder: Path) -> None:
 def ensure_writable(folder: Path) -> None:
     """Raise OutputError unless a file can be written into `folder`, which is made where it is missing."""
     probe = folder / f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-    with _output_errors(folder):
+    with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch(exist_ok=False)
         probe.unlink()
@@ -232,6 +232,21 @@ def update_digest(state: Digest, value: Tensor | bytes) -> None:
         state.update(value)
 
 
+@contextmanager
+def output_errors(path: Path) -> Generator[None]:
+    """Turn what the system says when `path` cannot be written into an OutputError with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        reason = {
+            errno.ENOSPC: "the disk is full; free some space or choose another folder",
+            errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
+            errno.EACCES: "there is no permission to write there; choose a folder of your own",
+            errno.EROFS: "that file system is read-only; choose another folder",
+        }.get(error.errno or 0, f"{error.strerror or error}; choose another folder")
+        raise OutputError(f"cannot write {path}: {reason}") from error
+
+
 def _signature(metadata: Mapping[str, str]) -> tuple[str | None, str]:
     """Digest and JSON text that were written with the tensors; no digest where another program wrote them."""
     signed: Any = json.loads(metadata[_SIGNED]) if _SIGNED in metadata else None
@@ -286,17 +301,3 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _output_errors(path: Path) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = {
-            errno.ENOSPC: "the disk is full; free some space or choose another folder",
-            errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
-            errno.EACCES: "there is no permission to write there; choose a folder of your own",
-            errno.EROFS: "that file system is read-only; choose another folder",
-        }.get(error.errno or 0, f"{error.strerror or error}; choose another folder")
-        raise OutputError(f"cannot write {path}: {reason}") from error

@@ -134,7 +134,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "names that do not fit": ({"task": {"classes": 4, "names": ["a"]}}, ["task: 1 names were given for 4 classes"]),
     "two models": (
         {"model": NETWORK | {"pretrained": "vit", "weights": "original.safetensors"}},
-        ["model: give exactly one of network, pretrained, build, not network and pretrained"],
+        ["model: give exactly one of network, pretrained, hf, build, not network and pretrained"],
     ),
     "a network without weights": ({"model": NETWORK}, ["model: a network needs weights"]),
     "an unknown network": ({"model": {"network": "resnet", "weights": "w"}}, ["model.network: ", "'resnet18'"]),

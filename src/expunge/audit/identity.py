@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from expunge.errors import ReferenceModelError
 from expunge.storage import update_digest
@@ -224,12 +225,19 @@ class _Identity:
         return self
 
     def _instance(self, value: Any) -> Self:
+        if isinstance(value, PreTrainedTokenizerFast):
+            return self._tokenizer(value)
         kind = cast("type[Any]", type(value))
         made_in_python = all(one is object or one.__flags__ & _HEAP_TYPE for one in kind.__mro__)
         slotted = not isinstance(value, BaseModel) and any(getattr(one, "__slots__", ()) for one in kind.__mro__)
         if not made_in_python or slotted or not hasattr(value, "__dict__"):
             raise ReferenceModelError(f"it holds a {kind.__module__}.{kind.__qualname__}, which cannot be compared")
         return self._put("instance").feed(kind).feed(dict(vars(value)))
+
+    def _tokenizer(self, value: PreTrainedTokenizerFast) -> Self:
+        """What it does to text follows from its own description of itself, and from its special tokens."""
+        self._put("tokenizer").feed(type(value))._put(value.backend_tokenizer.to_str())
+        return self.feed(dict(value.special_tokens_map)).feed(value.model_max_length)
 
     def _named(self, value: Any) -> Self:
         module = cast(str, value.__module__ or "builtins")

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import TensorDataset
 
 from expunge.audit.decision import FEWEST_ORACLES
 from expunge.audit.membership import FEWEST_UNSEEN, HOLDOUT, Draw, saturated
 from expunge.audit.portrait import Portrait
-from expunge.data import MapDataset
+from expunge.data import MapDataset, View
 from expunge.storage import update_digest
 from expunge.tasks import Batch, Task
 from expunge.training.batches import in_order
@@ -88,7 +89,9 @@ def duplicates(task: Task, forget: MapDataset, retain: MapDataset) -> int:
 
 
 def _digests(task: Task, dataset: MapDataset) -> Iterator[bytes]:
-    for batch in in_order(task, dataset, EVALUATION_BATCH):
+    # One by one where examples are put together, for texts are padded to the longest of their batch.
+    together = EVALUATION_BATCH if isinstance(View.of(dataset).base, TensorDataset) else 1
+    for batch in in_order(task, dataset, together):
         yield from _rows(batch)
 
 

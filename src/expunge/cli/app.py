@@ -2,10 +2,11 @@
 
 import json
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -18,8 +19,11 @@ from expunge.audit.self_test import self_test as run_self_test
 from expunge.cli.cache import cache_facts, print_cache
 from expunge.cli.costs import CostTeller
 from expunge.cli.demo import run_demo
+from expunge.cli.demo_language import run_language, story_json
+from expunge.cli.demo_language_summary import print_language
 from expunge.cli.hospital import facts, run_hospital
 from expunge.cli.hospital_summary import print_hospital
+from expunge.cli.influence import influence_facts, print_influence
 from expunge.cli.job_file import load_job
 from expunge.cli.loading import TRACEBACK, UNTOLD, named
 from expunge.cli.methods import installed_methods
@@ -27,6 +31,9 @@ from expunge.cli.runs import AuditOrder, Outcome, audit_run, is_main_process, re
 from expunge.cli.self_test import digits, print_self_test, self_test_json
 from expunge.cli.summary import method_facts, outcome_json, print_methods, print_outcome
 from expunge.errors import ExpungeError, JobError
+from expunge.states.influence import Influence
+
+T = TypeVar("T")
 
 
 class _Command(TyperCommand):
@@ -61,6 +68,7 @@ class Demonstration(StrEnum):
 
     DIGITS = "digits"
     HOSPITAL = "hospital"
+    LANGUAGE = "language"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -178,28 +186,33 @@ def demo(
     story: Annotated[
         Demonstration,
         typer.Argument(
-            metavar="digits|hospital",
-            help="`digits`: a network forgets a class. `hospital`: patients leave a model, with a certificate.",
+            metavar="digits|hospital|language",
+            help="`digits`: a network forgets a class. `hospital`: patients leave a model, with a certificate. "
+            "`language`: a small GPT-2 forgets a person.",
         ),
     ] = Demonstration.DIGITS,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the results; expunge-demo or expunge-demo-hospital by default.")
+        Path | None,
+        typer.Option(help="Folder for the results; expunge-demo, or expunge-demo-hospital and so on, by default."),
     ] = None,
-    oracles: Annotated[int, typer.Option(min=2, help="How many oracles to compare with; 3 for a verdict.")] = 6,
+    oracles: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="How many oracles to compare with, 3 at least for a verdict; by default 6, of text 3."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Train a small model on bundled data, make it forget, and show how far that worked."""
-    if story is Demonstration.DIGITS:
-        folder = Path("expunge-demo") if output is None else output
-        _show(run_demo(folder, oracles=oracles, seed=seed, say=_say), as_json=as_json)
-        return
-    folder = Path("expunge-demo-hospital") if output is None else output
-    stay = run_hospital(folder, oracles=oracles, seed=seed, say=_say)
-    if as_json:
-        _print_json(facts(stay))
-    else:
-        print_hospital(_console(), stay)
+    folder = output or Path("expunge-demo" if story is Demonstration.DIGITS else f"expunge-demo-{story.value}")
+    match story:
+        case Demonstration.DIGITS:
+            _show(run_demo(folder, oracles=oracles or 6, seed=seed, say=_say), as_json=as_json)
+        case Demonstration.HOSPITAL:
+            _tell(run_hospital(folder, oracles=oracles or 6, seed=seed, say=_say), facts, print_hospital, as_json)
+        case Demonstration.LANGUAGE:
+            _tell(run_language(folder, oracles=oracles or 3, seed=seed, say=_say), story_json, print_language, as_json)
 
 
 @app.command(cls=_Command)
@@ -215,6 +228,27 @@ def cache(
         print_cache(_console(), facts)
 
 
+@app.command(cls=_Command)
+def influence(
+    job_file: Annotated[Path, typer.Argument(metavar="JOB", help="The job, a YAML file.")],
+    kind: Annotated[Influence, typer.Option(help="What is compared.")] = Influence.GRADIENT,
+    log: Annotated[
+        Path | None, typer.Option(help="Folder of the gradient log; without one, gradients are taken at the model.")
+    ] = None,
+    layers: Annotated[
+        list[str] | None, typer.Option(help="Layers that count, such as embedding or block:0-3; several may be given.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many examples to show.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Score retained examples by what they have to do with those to be forgotten."""
+    facts = influence_facts(load_job(job_file, []), kind=kind, log=log, layers=layers or [], top=top)
+    if as_json:
+        _print_json(facts)
+    else:
+        print_influence(_console(), facts)
+
+
 def _show(outcome: Outcome, *, as_json: bool) -> None:
     if not is_main_process():
         return
@@ -222,6 +256,13 @@ def _show(outcome: Outcome, *, as_json: bool) -> None:
         _print_json(outcome_json(outcome))
     else:
         print_outcome(_console(), outcome)
+
+
+def _tell(story: T, as_facts: Callable[[T], object], show: Callable[[Console, T], None], as_json: bool) -> None:
+    if as_json:
+        _print_json(as_facts(story))
+    else:
+        show(_console(), story)
 
 
 def _console() -> Console:

@@ -1,155 +1,42 @@
 """What a job file says: model, data, what to forget, by which method, how to audit, where to write."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from expunge.audit.choosing import ExecutorName
+from expunge.cli.sections import Reference, Section, exactly_one
+from expunge.cli.source_sections import DataSection
+from expunge.cli.task_sections import CausalLMSection, TaskSection
 from expunge.storage import write_bytes
 from expunge.training import Algorithm, Schedule
 from expunge.unlearning import KEY_FILE
 
 JOB_FILE = "job.yaml"
 
-Reference = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-"""A function of the user's, as `package.module:function`."""
-
-
-class Section(BaseModel):
-    """A part of a job; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
 
 class ModelSection(Section):
-    """Where the trained model comes from."""
+    """Where the trained model comes from: `pretrained` is a Hugging Face classifier, `hf` a language model."""
 
     network: Literal["mlp", "small-cnn", "all-cnn", "resnet9", "resnet18"] | None = None
     options: dict[str, Any] | None = None
     pretrained: str | None = None
+    hf: str | None = None
     build: Reference | None = None
     weights: Path | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _exactly_one(self, "network", "pretrained", "build")
+        exactly_one(self, "network", "pretrained", "hf", "build")
         if self.options is not None and self.network is None:
             raise ValueError("options belong to a network; remove them, or name a network")
         if self.network is not None and self.weights is None:
             raise ValueError("a network needs weights: the safetensors file with its trained state")
-        if self.pretrained is not None and self.weights is not None:
+        if (self.pretrained or self.hf) is not None and self.weights is not None:
             raise ValueError("a pretrained model brings its own weights; remove `weights`")
         return self
-
-
-class NpzSource(Section):
-    """Arrays of a numpy archive."""
-
-    npz: Path
-    inputs: str = "x"
-    labels: str = "y"
-    scale: PositiveFloat = 1.0
-    channels_last: bool = False
-
-
-class HuggingFaceSource(Section):
-    """A Hugging Face dataset on the hub or on disk."""
-
-    huggingface: str
-    configuration: str | None = None
-    revision: str | None = None
-    split: str = "train"
-
-
-class ImagesSource(Section):
-    """A folder with a sub-folder of images for each class."""
-
-    images: Path
-    split: str = "train"
-
-
-class CsvSource(Section):
-    """Rows of a CSV file."""
-
-    csv: Path
-    label: str
-    features: tuple[str, ...] | None = None
-
-
-class ParquetSource(Section):
-    """Rows of a Parquet file."""
-
-    parquet: Path
-    label: str
-    features: tuple[str, ...] | None = None
-
-
-class PythonSource(Section):
-    """A function without arguments that returns a dataset."""
-
-    python: Reference
-
-
-SOURCES: dict[str, type[Section]] = {
-    "npz": NpzSource,
-    "huggingface": HuggingFaceSource,
-    "images": ImagesSource,
-    "csv": CsvSource,
-    "parquet": ParquetSource,
-    "python": PythonSource,
-}
-
-
-def _kind_of_source(value: object) -> str | None:
-    if not isinstance(value, BaseModel | dict):
-        return None
-    keys = list(type(value).model_fields if isinstance(value, BaseModel) else cast("dict[str, Any]", value))
-    kinds = [kind for kind in SOURCES if kind in keys]
-    return kinds[0] if len(kinds) == 1 else None
-
-
-SourceSection = Annotated[
-    Annotated[NpzSource, Tag("npz")]
-    | Annotated[HuggingFaceSource, Tag("huggingface")]
-    | Annotated[ImagesSource, Tag("images")]
-    | Annotated[CsvSource, Tag("csv")]
-    | Annotated[ParquetSource, Tag("parquet")]
-    | Annotated[PythonSource, Tag("python")],
-    Discriminator(
-        _kind_of_source,
-        custom_error_type="source",
-        custom_error_message=f"give a mapping with exactly one of {', '.join(SOURCES)}",
-    ),
-]
-
-
-class DataSection(Section):
-    """The training data, and data that were never trained on."""
-
-    train: SourceSection
-    holdout: SourceSection | None = None
-
-
-class TaskSection(Section):
-    """What the model is for; see `expunge.Classification`."""
-
-    classes: int
-    names: tuple[str, ...] | None = None
-    inputs: str | int | None = None
-    labels: str | int | None = None
-    head: str | None = None
 
 
 class ForgetSection(Section):
@@ -162,12 +49,13 @@ class ForgetSection(Section):
     values: tuple[str | int | float | bool, ...] | None = None
     values_file: Path | None = None
     where: Reference | None = None
+    text: str | tuple[str, ...] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _exactly_one(self, "classes", "indices", "indices_file", "column", "where")
+        exactly_one(self, "classes", "indices", "indices_file", "column", "where", "text")
         if self.column is not None:
-            _exactly_one(self, "values", "values_file")
+            exactly_one(self, "values", "values_file")
         elif self.values is not None or self.values_file is not None:
             raise ValueError("values belong to a column; name the column that holds them")
         return self
@@ -183,9 +71,10 @@ class MethodSection(Section):
 
 
 class RecipeSection(Section):
-    """How such a model is trained from scratch."""
+    """How such a model is trained: from scratch, or a language model from the weights of `base`."""
 
     python: Reference | None = None
+    base: str | None = None
     epochs: PositiveFloat = 10
     batch_size: PositiveInt = 128
     learning_rate: PositiveFloat = 1e-3
@@ -244,6 +133,7 @@ class Job(Section):
     recipe: RecipeSection | None = None
     audit: AuditSection | None = None
     execution: ExecutionSection = ExecutionSection()
+    state: Path | None = None
     seed: int = Field(default=0, ge=0)
     output: Path | None = None
     key: Path | None = None
@@ -258,6 +148,7 @@ class Job(Section):
                 "the recipe would start from what model.build returns, which is trained already; let it return an "
                 "untrained network and name its `weights`, or give recipe.python"
             )
+        _check_kind(self)
         return self
 
     def path(self, relative: str | Path) -> Path:
@@ -274,7 +165,15 @@ class Job(Section):
         write_bytes(folder / JOB_FILE, yaml.safe_dump(content, sort_keys=False).encode(), private=True)
 
 
-def _exactly_one(section: BaseModel, *names: str) -> None:
-    given = [name for name in names if getattr(section, name) is not None]
-    if len(given) != 1:
-        raise ValueError(f"give exactly one of {', '.join(names)}, not {' and '.join(given) or 'none'}")
+def _check_kind(job: Job) -> None:
+    """Raise a ValueError where sections speak of different kinds of task."""
+    text = isinstance(job.task, CausalLMSection)
+    of_text = {"model.hf": job.model.hf, "forget.text": job.forget.text, "recipe.base": job.recipe and job.recipe.base}
+    of_classes = {"model.pretrained": job.model.pretrained, "model.network": job.model.network,
+                  "forget.classes": job.forget.classes}  # fmt: skip
+    wrong = [key for key, value in (of_classes if text else of_text).items() if value is not None]
+    if wrong:
+        belongs = "a classifier, and the task is `causal-lm`" if text else "text; give the task `kind: causal-lm`"
+        raise ValueError(f"{wrong[0]} belongs to {belongs}")
+    if isinstance(job.task, CausalLMSection) and job.task.tokenizer is None and job.model.hf is None:
+        raise ValueError("a language model from model.build brings no tokenizer; name one as task.tokenizer")

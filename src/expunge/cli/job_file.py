@@ -7,8 +7,10 @@ from typing import Any, cast, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from expunge.cli.job import SOURCES, Job
+from expunge.cli.job import Job
 from expunge.cli.settings import readable
+from expunge.cli.source_sections import SOURCES
+from expunge.cli.task_sections import TASKS
 from expunge.errors import JobError
 
 
@@ -78,7 +80,7 @@ def _place(error: yaml.YAMLError) -> str:
 def _keys_at(location: Sequence[str | int]) -> Iterable[str]:
     section: type[BaseModel] = Job
     for part in location:
-        section = SOURCES[str(part)] if part in SOURCES else _section_type(section, str(part))
+        section = (SOURCES | TASKS).get(str(part)) or _section_type(section, str(part))
     return section.model_fields
 
 
@@ -89,5 +91,6 @@ def _section_type(section: type[BaseModel], name: str) -> type[BaseModel]:
 
 
 def _without_tags(location: Sequence[str | int]) -> Sequence[str | int]:
-    # pydantic names the kind of source between `data.train` and the key
-    return (*location[:2], *location[3:]) if location[:1] == ("data",) and len(location) > 3 else location
+    # pydantic names the kind of source between `data.train` and the key, and the kind of task after `task`
+    tag = {"data": 2, "task": 1}.get(str(location[0]) if location else "")
+    return (*location[:tag], *location[tag + 1 :]) if tag is not None and len(location) > tag + 1 else location

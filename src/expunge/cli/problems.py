@@ -1,24 +1,29 @@
 """From a job to what the library works on: a problem, a method, execution and audit settings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from expunge.audit import AuditSettings
 from expunge.cli.job import AuditSection, Job
+from expunge.cli.kinds import kind_of
 from expunge.cli.loading import existing, find_function, guarded, load_function
 from expunge.cli.methods import method_from
-from expunge.cli.models import load_model, untrained
 from expunge.cli.settings import checked_call
-from expunge.cli.sources import Source, load_source
-from expunge.errors import ForgetSetError, JobError, SourceError
+from expunge.cli.sources import Source
+from expunge.cli.task_sections import ClassificationSection
+from expunge.corpora import occurrences
+from expunge.data import MapDataset
+from expunge.errors import ForgetSetError, JobError, SettingError, SourceError
 from expunge.methods import Method
-from expunge.problem import Problem, Recipe, Split, split
-from expunge.tasks import Classification
+from expunge.problem import DeletionState, Problem, Recipe, Split, split
+from expunge.states import STATE_FILE, GradientLog, load_state
+from expunge.tasks import Task
 from expunge.training import Execution, Optimizer, Supervised
 
 
@@ -45,22 +50,20 @@ def prepare(job: Job) -> Prepared:
         JobError: A setting cannot be used.
         ForgetSetError: What is to be forgotten cannot be found.
     """
-    train = load_source(job.data.train, job, "data.train")
-    holdout = None
-    if job.data.holdout is not None:
-        holdout = load_source(job.data.holdout, job, "data.holdout", like=train)
-    task = _task(job, train)
+    kind = kind_of(job)
+    train, holdout, task, notes = kind.data(job)
     parts = _split(job, train)
     problem = Problem(
-        model=load_model(job),
+        model=kind.model(job),
         task=task,
         forget=parts.forget,
         retain=parts.retain,
         holdout=holdout.dataset if holdout is not None else None,
         classes=parts.classes,
-        recipe=_recipe(job, task),
+        recipe=_recipe(job, task, kind.untrained),
+        state=_state(job),
     )
-    return Prepared(problem, tuple(_notes(train, parts)), _subgroups(job, holdout))
+    return Prepared(problem, (*notes, *_notes(train, parts)), _subgroups(job, holdout))
 
 
 def method_of(job: Job) -> Method:
@@ -99,28 +102,12 @@ def _subgroups(job: Job, holdout: Source | None) -> dict[str, list[str]]:
     return {str(name): holdout.column(name).tolist() for name in names if holdout is not None}
 
 
-def _task(job: Job, train: Source) -> Classification:
-    settings = job.task.model_dump(exclude_none=True)
-    named = [name for name in ("inputs", "labels") if isinstance(settings.get(name), str)]
-    if named and not train.fields:
-        raise JobError(
-            f"task.{named[0]}: the examples of data.train have no named fields; remove it, and choose arrays or "
-            "columns under data.train"
-        )
-    if train.names is not None and len(train.names) == job.task.classes:
-        settings = {"names": train.names} | settings
-    return checked_call(Classification, settings, "task")
-
-
 def _split(job: Job, train: Source) -> Split:
     forget, dataset = job.forget, train.dataset
     if forget.classes is not None:
-        unknown = [label for label in forget.classes if not 0 <= label < job.task.classes]
-        if unknown:
-            raise ForgetSetError(
-                f"forget.classes: {unknown[0]} is not in the task, which has the classes 0 to {job.task.classes - 1}"
-            )
-        return split(dataset, classes=forget.classes, label=job.task.labels)
+        return _without_classes(forget.classes, cast(ClassificationSection, job.task), dataset)
+    if forget.text is not None:
+        return split(dataset, indices=_mentions(dataset, forget.text))
     if forget.where is not None:
         return split(dataset, where=load_function(forget.where, job.base, "forget.where"))
     if forget.column is not None:
@@ -129,6 +116,28 @@ def _split(job: Job, train: Source) -> Split:
     if forget.indices_file is not None:
         return split(dataset, indices=_indices(job.path(forget.indices_file)))
     return split(dataset, indices=forget.indices)
+
+
+def _without_classes(classes: Sequence[int], task: ClassificationSection, dataset: MapDataset) -> Split:
+    unknown = [label for label in classes if not 0 <= label < task.classes]
+    if unknown:
+        raise ForgetSetError(
+            f"forget.classes: {unknown[0]} is not in the task, which has the classes 0 to {task.classes - 1}"
+        )
+    return split(dataset, classes=classes, label=task.labels)
+
+
+def _mentions(dataset: MapDataset, phrases: str | Sequence[str]) -> Tensor:
+    try:
+        found = occurrences(dataset, phrases)
+    except SettingError as error:
+        raise JobError(f"forget.text: {error}") from error
+    if not len(found):
+        raise ForgetSetError(
+            f"forget.text: none of the {len(dataset):,} examples mentions it; only what is spelled alike is found, so "
+            "give every form of a name, as a list"
+        )
+    return found
 
 
 def _wanted(job: Job) -> list[Any]:
@@ -165,7 +174,7 @@ def _lines(path: Path, key: str) -> list[str]:
         raise SourceError(f"{key}: {path} cannot be read as UTF-8 text") from error
 
 
-def _recipe(job: Job, task: Classification) -> Recipe | None:
+def _recipe(job: Job, task: Task, untrained: Callable[[Job], Callable[[], nn.Module]]) -> Recipe | None:
     section = job.recipe
     if section is None:
         return None
@@ -174,7 +183,7 @@ def _recipe(job: Job, task: Classification) -> Recipe | None:
         recipe = find_function(section.python, job.base, key)
         # what a `Supervised` recipe trains can be resumed, which a function around it would hide
         return recipe if isinstance(recipe, Supervised) else cast("Recipe", guarded(recipe, section.python, key))
-    chosen = section.model_dump(exclude={"python", "epochs", "batch_size"})
+    chosen = section.model_dump(exclude={"python", "base", "epochs", "batch_size"})
     # oracles have a bar of their own, one tick a model
     execution = replace(execution_of(job), progress=False)
     return Supervised(
@@ -185,6 +194,13 @@ def _recipe(job: Job, task: Classification) -> Recipe | None:
         optimizer=checked_call(Optimizer, chosen, "recipe"),
         execution=execution,
     )
+
+
+def _state(job: Job) -> DeletionState | None:
+    if job.state is None:
+        return None
+    folder = existing(job.path(job.state), "state", folder=True)
+    return load_state(folder) if (folder / STATE_FILE).exists() else GradientLog.open(folder)
 
 
 def _notes(train: Source, parts: Split) -> list[str]:

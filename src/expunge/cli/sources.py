@@ -13,20 +13,21 @@ from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
 from torch.utils.data import TensorDataset
 
-from expunge.cli.job import (
+from expunge.cli.job import Job
+from expunge.cli.loading import existing, load_function, users_code
+from expunge.cli.pictures import picture_folders
+from expunge.cli.settings import nearest
+from expunge.cli.source_sections import (
     CsvSource,
     HuggingFaceSource,
     ImagesSource,
-    Job,
     NpzSource,
     ParquetSource,
     PythonSource,
     SourceSection,
 )
-from expunge.cli.loading import existing, load_function, users_code
-from expunge.cli.pictures import picture_folders
-from expunge.cli.settings import nearest
 from expunge.cli.tables import TableFile, read_table
+from expunge.cli.task_sections import ClassificationSection
 from expunge.data import LABEL_NAMES, MapDataset, column
 from expunge.errors import SourceError
 
@@ -74,7 +75,26 @@ def load_source(section: SourceSection, job: Job, key: str, like: Source | None 
         case HuggingFaceSource():
             return _hugging_face(section, job, key, like)
         case PythonSource():
-            return _python(section, job, key)
+            return load_function_source(section, job, key)
+        case _:
+            raise SourceError(f"{key}: holds text, which a classifier does not read; give the task `kind: causal-lm`")
+
+
+def load_function_source(section: PythonSource, job: Job, key: str) -> Source:
+    """What a function of the user's returns.
+
+    Raises:
+        SourceError: The function failed, or returned no dataset.
+    """
+    dataset = load_function(section.python, job.base, f"{key}.python")()
+    with users_code(section.python, f"{key}.python"):
+        if not isinstance(dataset, MapDataset) or len(dataset) == 0:
+            found = "an empty dataset" if isinstance(dataset, MapDataset) else f"a {type(dataset).__name__}"
+            raise SourceError(
+                f"{key}.python: {section.python} returned {found}; return a dataset with a length and an index"
+            )
+        fields = not isinstance(dataset[0], tuple | list | str)
+    return Source(dataset, lambda name: _text(column(dataset, name)), fields=fields)
 
 
 def numbered_labels(
@@ -173,9 +193,11 @@ def _images(section: ImagesSource, path: Path, key: str, like: Source | None) ->
 
 
 def _hugging_face(section: HuggingFaceSource, job: Job, key: str, like: Source | None) -> Source:
+    if section.columns:
+        raise SourceError(f"{key}.columns: renames columns of text; name the label of a classifier in task.labels")
     path = job.path(section.huggingface)
     dataset = _loaded(lambda: _read_hugging_face(section, path, key), section.huggingface, key)
-    label = job.task.labels
+    label = cast(ClassificationSection, job.task).labels
     if label is None:
         label = next((name for name in LABEL_NAMES if name in dataset.column_names), None)
     if label not in dataset.column_names:
@@ -238,18 +260,6 @@ def _aligned(dataset: hf.Dataset, label: str, names: tuple[str, ...], wanted: tu
     kept = dataset.remove_columns([label])
     feature = hf.ClassLabel(names=list(wanted))
     return cast(Any, kept).add_column(label, renumbered.tolist(), feature=feature)
-
-
-def _python(section: PythonSource, job: Job, key: str) -> Source:
-    dataset = load_function(section.python, job.base, f"{key}.python")()
-    with users_code(section.python, f"{key}.python"):
-        if not isinstance(dataset, MapDataset) or len(dataset) == 0:
-            found = "an empty dataset" if isinstance(dataset, MapDataset) else f"a {type(dataset).__name__}"
-            raise SourceError(
-                f"{key}.python: {section.python} returned {found}; return a dataset with a length and an index"
-            )
-        fields = not isinstance(dataset[0], tuple | list)
-    return Source(dataset, lambda name: _text(column(dataset, name)), fields=fields)
 
 
 def _text(values: NDArray[Any]) -> NDArray[np.str_]:

@@ -3,6 +3,8 @@
 from expunge.states.base import StateKind, digest_state
 from expunge.states.closed_form import ClosedForm
 from expunge.states.curvature import CurvatureState, HeadSettings
+from expunge.states.gradient_log import GradientLog, LogSettings
+from expunge.states.gradient_recorder import GradientRecorder, log_training, token_weights
 from expunge.states.head import HeadLoss, HeadRows, fit_head, head_rows
 from expunge.states.moments import ClassMoments
 from expunge.states.normal_classes import DiscriminantStatistics, NaiveBayesStatistics
@@ -20,10 +22,13 @@ __all__ = [
     "ClosedForm",
     "CurvatureState",
     "DiscriminantStatistics",
+    "GradientLog",
+    "GradientRecorder",
     "HeadLoss",
     "HeadOptimum",
     "HeadRows",
     "HeadSettings",
+    "LogSettings",
     "NaiveBayesStatistics",
     "RidgeStatistics",
     "RowLedger",
@@ -35,7 +40,9 @@ __all__ = [
     "fit_head",
     "head_rows",
     "load_state",
+    "log_training",
     "record",
     "save_state",
     "state_bytes",
+    "token_weights",
 ]

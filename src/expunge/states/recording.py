@@ -10,6 +10,7 @@ from expunge.errors import SavedModelError, SettingError
 from expunge.problem import DeletionState
 from expunge.states.base import StateKind
 from expunge.states.curvature import CurvatureState
+from expunge.states.gradient_log import GradientLog
 from expunge.states.moments import ClassMoments
 from expunge.states.normal_classes import DiscriminantStatistics, NaiveBayesStatistics
 from expunge.states.ridge import RidgeStatistics
@@ -26,6 +27,7 @@ _CLASSES: tuple[type[StateKind], ...] = (
     NaiveBayesStatistics,
     DiscriminantStatistics,
     ShardState,
+    GradientLog,
     ClassMoments,
 )
 KINDS: dict[str, type[StateKind]] = {each.kind: each for each in _CLASSES}

@@ -1,7 +1,9 @@
 """What a model is for: one file a modality."""
 
 from expunge.tasks.base import Batch, Task
+from expunge.tasks.causal_lm import CausalLM, Tokenized
 from expunge.tasks.classification import Classification
+from expunge.tasks.predictions import Predictions
 from expunge.tasks.regression import Regression
 
-__all__ = ["Batch", "Classification", "Regression", "Task"]
+__all__ = ["Batch", "CausalLM", "Classification", "Predictions", "Regression", "Task", "Tokenized"]

@@ -5,7 +5,7 @@ from expunge.training.evaluation import over_batches
 from expunge.training.objective import Algorithm, Objective, Optimizer, Schedule, Term
 from expunge.training.progress import bar
 from expunge.training.recipe import Supervised
-from expunge.training.run import Execution, Run
+from expunge.training.run import Execution, Recording, Run, StepRecorder
 from expunge.training.seeds import reproducible, seed_globals
 
 __all__ = [
@@ -15,8 +15,10 @@ __all__ = [
     "Objective",
     "Optimizer",
     "PhaseRecord",
+    "Recording",
     "Run",
     "Schedule",
+    "StepRecorder",
     "Supervised",
     "Term",
     "bar",

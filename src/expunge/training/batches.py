@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from expunge.data import MapDataset, View
@@ -82,15 +82,25 @@ def stream(plan: Plan, task: Task, start: int, workers: int) -> Iterator[list[tu
 
 
 def fetch(task: Task, parts: Sequence[View], positions: Tensor) -> Batch:
-    """One batch from positions in the concatenation of `parts`."""
+    """One batch from positions in the concatenation of `parts`.
+
+    Batches of several parts are joined where they are tensors of one shape; where they are not, as those of texts of
+    different lengths, the examples are put together anew.
+    """
     offsets = np.cumsum([0, *(len(part.indices) for part in parts)])
     batches: list[Batch] = []
+    chosen_of: list[tuple[View, Tensor]] = []
     for part, low, high in zip(parts, offsets[:-1], offsets[1:], strict=True):
         chosen = positions[(positions >= int(low)) & (positions < int(high))] - int(low)
         if len(chosen):
             columns = part.columns(chosen)
             batches.append(task.stack(columns) if columns is not None else task.collate(part.examples(chosen)))
-    return batches[0] if len(batches) == 1 else tree_map(_concatenate, *batches)
+            chosen_of.append((part, chosen))
+    if len(batches) == 1:
+        return batches[0]
+    if _joinable(batches):
+        return tree_map(_concatenate, *batches)
+    return task.collate([example for part, chosen in chosen_of for example in part.examples(chosen)])
 
 
 def in_order(task: Task, dataset: MapDataset, batch_size: int) -> Iterator[Batch]:
@@ -108,6 +118,12 @@ class _Fetcher(Dataset[Batch]):
     def __getitem__(self, request: Request) -> Batch:
         seed_globals(request.seed)
         return fetch(self.task, self.views[request.term], request.positions)
+
+
+def _joinable(batches: Sequence[Batch]) -> bool:
+    """Whether batches are tensors alone, which agree in shape but for the number of examples."""
+    found = [[leaf.shape[1:] if isinstance(leaf, Tensor) else None for leaf in tree_leaves(batch)] for batch in batches]
+    return all(shapes == found[0] and None not in shapes for shapes in found)
 
 
 def _concatenate(*leaves: Any) -> Any:

@@ -23,6 +23,8 @@ class PhaseRecord(BaseModel):
         seconds: Wall time, without what was lost to a kill.
         peak_memory_bytes: Largest memory seen: allocated on the device, or resident on a CPU (sampled at each step).
         history: The objective at each step.
+        measured: What else the phase found, by name.
+        warnings: What a reader should know of it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -33,6 +35,8 @@ class PhaseRecord(BaseModel):
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     history: list[float] = Field(default_factory=list[float])
+    measured: dict[str, float] = Field(default_factory=dict[str, float])
+    warnings: list[str] = Field(default_factory=list[str])
 
 
 class _Progress(BaseModel):

@@ -9,7 +9,7 @@ from expunge.data import MapDataset
 from expunge.settings import require_positive, require_whole
 from expunge.tasks import Batch, Task
 from expunge.training.objective import Algorithm, Optimizer, Schedule, Term
-from expunge.training.run import Execution, Run
+from expunge.training.run import Execution, Recording, Run
 from expunge.training.seeds import reproducible, seed_globals
 
 DEFAULT_OPTIMIZER = Optimizer(1e-3, Algorithm.ADAM, schedule=Schedule.ONE_CYCLE)
@@ -47,15 +47,22 @@ class Supervised:
         with reproducible(self.execution.threads):
             return self.fit(dataset, Run(self.task, seed, self.execution))
 
-    def fit(self, dataset: MapDataset, run: Run) -> nn.Module:
+    def fit(self, dataset: MapDataset, run: Run, recording: Recording | None = None) -> nn.Module:
         """Train within a run that may have checkpoints; returns the model in evaluation mode."""
         seed_globals(run.seed, "build")
         model = run.copy(self.build())
-        self.go_on(model, dataset, run)
+        self.go_on(model, dataset, run, recording=recording)
         return model.eval()
 
     def go_on(
-        self, model: nn.Module, dataset: MapDataset, run: Run, *, phase: str = "train", epochs: float | None = None
+        self,
+        model: nn.Module,
+        dataset: MapDataset,
+        run: Run,
+        *,
+        phase: str = "train",
+        epochs: float | None = None,
+        recording: Recording | None = None,
     ) -> None:
         """Train a model in place, wherever it stands, in a phase of its own.
 
@@ -65,6 +72,9 @@ class Supervised:
             run: Where the phase belongs to.
             phase: Its name, unique within the run.
             epochs: Passes over the data, if not those of the recipe.
+            recording: Looks on, example by example; see `Run.train`.
         """
         term = Term(dataset, self.task.losses, batch_size=self.batch_size, augment=self.augment)
-        run.train(phase, model, [term], self.optimizer, epochs=self.epochs if epochs is None else epochs)
+        run.train(
+            phase, model, [term], self.optimizer, epochs=self.epochs if epochs is None else epochs, recording=recording
+        )

@@ -5,9 +5,9 @@ import math
 import operator
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import psutil
 import torch
@@ -28,6 +28,31 @@ from expunge.training.seeds import derive, generator, seed_globals
 
 Watch = Callable[[int], bool | None]
 """Called after each step with the number of steps taken; returns True to end the phase there."""
+
+
+class StepRecorder(Protocol):
+    """What looks on, example by example, while a phase trains; a gradient log does."""
+
+    def start(self) -> None:
+        """Before the first step."""
+        ...
+
+    def examples(self, ids: Tensor, weights: Tensor) -> AbstractContextManager[None]:
+        """Around the forward and backward pass of a batch.
+
+        Args:
+            ids: (batch,) positions in the data of the term.
+            weights: (batch,) of each example's loss in the loss of the step.
+        """
+        ...
+
+    def stop(self) -> None:
+        """After the last step, or an error."""
+        ...
+
+
+Recording = Callable[[nn.Module, torch.optim.Optimizer, int], StepRecorder]
+"""Makes what looks on, of the model, its optimiser, and the steps taken before where a killed phase goes on."""
 
 _STEPS_BETWEEN_LOSS_CHECKS = 16
 
@@ -168,6 +193,7 @@ class Run:
         epochs: float | None = None,
         batch_statistics: bool = True,
         watch: Watch | None = None,
+        recording: Recording | None = None,
     ) -> PhaseRecord:
         """Train `model` in place until the sum of `terms` has been minimised for so many steps.
 
@@ -181,6 +207,7 @@ class Run:
             batch_statistics: Train mode (dropout on, BatchNorm uses and updates its statistics); otherwise
                 evaluation mode.
             watch: Called after each step; may end the phase.
+            recording: Looks on, example by example; for one term over one dataset, in one process.
 
         Raises:
             DivergedError: The objective became NaN or infinite.
@@ -195,10 +222,18 @@ class Run:
                 f"phase {phase!r} has a batch of {smallest}, which cannot be parted among "
                 f"{self.accelerator.num_processes} processes; raise batch_size, or use fewer processes"
             )
+        if recording is not None:
+            self._require_recordable(phase, terms)
         loop = _Loop(self, phase, model, terms, optimizer, total, batch_statistics)
-        record = loop.run(watch)
+        record = loop.run(watch, recording)
         self.phases.append(record)
         return record
+
+    def _require_recordable(self, phase: str, terms: Sequence[Term]) -> None:
+        if self.execution.precision == "fp16" or self.accelerator.num_processes > 1:
+            raise SettingError(f"phase {phase!r} is recorded: use one process, and bf16 or full precision, not fp16")
+        if len(terms) > 1 or len(terms[0].parts) > 1:
+            raise SettingError(f"phase {phase!r} is recorded, for which it must have one term over one dataset")
 
 
 class _Loop:
@@ -222,8 +257,9 @@ class _Loop:
         self.record = PhaseRecord(name=phase)
         self.optimizer = optimizer.build(parameter for parameter in model.parameters() if parameter.requires_grad)
         self.pending: list[Tensor] = []
+        self.recorder: StepRecorder | None = None
 
-    def run(self, watch: Watch | None) -> PhaseRecord:
+    def run(self, watch: Watch | None, recording: Recording | None) -> PhaseRecord:
         model = self.model.to(self.run_.device)
         saved = None
         if self.run_.checkpoints is not None:
@@ -244,6 +280,20 @@ class _Loop:
         )
         wrapped, stepper = cast("tuple[nn.Module, Any]", self.accelerator.prepare(model, self.optimizer))
         wrapped.train(self.batch_statistics)
+        if recording is not None:
+            self.recorder = recording(model, self.optimizer, self.record.steps)
+        try:
+            if self.recorder is not None:
+                self.recorder.start()
+            self._steps(plan, wrapped, stepper, watch)
+        finally:
+            if self.recorder is not None:
+                self.recorder.stop()
+        self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        self._save(complete=True)
+        return self.record
+
+    def _steps(self, plan: Plan, wrapped: nn.Module, stepper: Any, watch: Watch | None) -> None:
         memory = _MemoryWatch(self.run_.device)
         last_saved = last_timed = time.monotonic()
         enabled = self.run_.execution.progress and self.accelerator.is_local_main_process
@@ -267,9 +317,6 @@ class _Loop:
                     last_saved = time.monotonic()
                 last_timed = time.monotonic()
             self._collect_losses(display)
-        self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-        self._save(complete=True)
-        return self.record
 
     def _step(self, model: nn.Module, stepper: Any, requests: list[tuple[Request, Batch]]) -> None:
         step = self.record.steps
@@ -303,10 +350,16 @@ class _Loop:
     def _backward(self, model: nn.Module, request: Request, batch: Batch) -> Tensor:
         term = self.terms[request.term]
         moved = self.run_.to_device(batch)
-        values = term.objective(model, moved if term.augment is None else term.augment(moved))
-        share = term.weight * values.sum() / request.step_examples
-        self.accelerator.backward(share * self.accelerator.num_processes)
+        with self._recorded(request, term.weight / request.step_examples):
+            values = term.objective(model, moved if term.augment is None else term.augment(moved))
+            share = term.weight * values.sum() / request.step_examples
+            self.accelerator.backward(share * self.accelerator.num_processes)
         return share.detach()
+
+    def _recorded(self, request: Request, weight: float) -> AbstractContextManager[None]:
+        if self.recorder is None:
+            return nullcontext()
+        return self.recorder.examples(request.positions, torch.full((len(request.positions),), weight))
 
     def _collect_losses(self, display: Bar) -> None:
         if not self.pending:

@@ -1,0 +1,76 @@
+"""What the kind of a job's task decides: how data are read, and where models come from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from torch import nn
+
+from expunge.cli.job import Job
+from expunge.cli.language import language_model, language_task, readable_examples, untrained_language_model
+from expunge.cli.models import load_model, untrained
+from expunge.cli.settings import checked_call
+from expunge.cli.sources import Source, load_source
+from expunge.cli.task_sections import CausalLMSection, ClassificationSection
+from expunge.cli.text_sources import load_text
+from expunge.errors import JobError
+from expunge.tasks import Classification, Task
+
+Data = tuple[Source, Source | None, Task, Sequence[str]]
+"""Training data, holdout, the task, and what was decided while they were read, in words."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How jobs of one kind of task are read.
+
+    Attributes:
+        data: Reads what the model was trained on and what it is for.
+        model: Gives the trained model.
+        untrained: Gives a function that makes what retraining starts from.
+    """
+
+    data: Callable[[Job], Data]
+    model: Callable[[Job], nn.Module]
+    untrained: Callable[[Job], Callable[[], nn.Module]]
+
+
+def kind_of(job: Job) -> Kind:
+    """How to read a job."""
+    return _KINDS[type(job.task)]
+
+
+def _classes(job: Job) -> Data:
+    train = load_source(job.data.train, job, "data.train")
+    holdout = job.data.holdout and load_source(job.data.holdout, job, "data.holdout", like=train)
+    return train, holdout, _classification(job, train), ()
+
+
+def _text(job: Job) -> Data:
+    train = load_text(job.data.train, job, "data.train")
+    task = language_task(job)
+    train, notes = readable_examples(train, task, job, "data.train")
+    if job.data.holdout is None:
+        return train, None, task, notes
+    holdout, more = readable_examples(load_text(job.data.holdout, job, "data.holdout"), task, job, "data.holdout")
+    return train, holdout, task, [*notes, *more]
+
+
+def _classification(job: Job, train: Source) -> Classification:
+    section = cast(ClassificationSection, job.task)
+    settings = section.model_dump(exclude_none=True, exclude={"kind"})
+    named = [name for name in ("inputs", "labels") if isinstance(settings.get(name), str)]
+    if named and not train.fields:
+        raise JobError(
+            f"task.{named[0]}: the examples of data.train have no named fields; remove it, and choose arrays or "
+            "columns under data.train"
+        )
+    if train.names is not None and len(train.names) == section.classes:
+        settings = {"names": train.names} | settings
+    return checked_call(Classification, settings, "task")
+
+
+_KINDS: dict[type, Kind] = {
+    ClassificationSection: Kind(_classes, load_model, untrained),
+    CausalLMSection: Kind(_text, language_model, untrained_language_model),
+}

@@ -1,0 +1,103 @@
+"""Which id an example of a training set has in a gradient log, told by what it says and not by where it stands."""
+
+import hashlib
+import secrets
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from expunge.data import MapDataset, View
+from expunge.errors import AlreadyForgottenError, StateError, UnknownRowError
+from expunge.storage import update_digest
+from expunge.tasks import Task
+
+
+@dataclass(frozen=True)
+class ExampleLedger:
+    """Keyed 64-bit digests of the examples that a log is of, in the order of their ids.
+
+    Attributes:
+        key: (32,) uint8, drawn anew for each log.
+        digests: (examples,) int64; 0 where an example was deleted.
+        removed: (removed,) int64, digests of the examples that were deleted.
+    """
+
+    key: Tensor
+    digests: Tensor
+    removed: Tensor
+
+    @classmethod
+    def of(cls, task: Task, dataset: MapDataset) -> "ExampleLedger":
+        """The ledger of a training set: an example's id is its position."""
+        key = torch.tensor(list(secrets.token_bytes(32)), dtype=torch.uint8)
+        ledger = cls(key, torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
+        return replace(ledger, digests=ledger.digest(task, dataset))
+
+    def digest(self, task: Task, dataset: MapDataset) -> Tensor:
+        """Keyed digest of what the task makes of each example on its own: (examples,) int64."""
+        key, view = self.key.numpy().tobytes(), View.of(dataset)
+        words: list[bytes] = []
+        for positions in torch.arange(len(dataset)).split(512):
+            for example in view.examples(positions):
+                state = hashlib.blake2b(digest_size=8, key=key)
+                for leaf in tree_leaves(task.collate([example])):
+                    update_digest(state, leaf if isinstance(leaf, Tensor) else repr(leaf).encode())
+                words.append(state.digest())
+        return torch.from_numpy(np.frombuffer(b"".join(words), dtype="<i8").copy())
+
+    def ids(self, task: Task, dataset: MapDataset) -> list[int]:
+        """The ids of these examples; one that occurs several times in training has each of its ids given once.
+
+        Raises:
+            AlreadyForgottenError: An example was deleted from the log before.
+            UnknownRowError: An example is not among those that the log is of.
+        """
+        places: dict[int, list[int]] = {}
+        for number, each in enumerate(self.digests.tolist()):
+            places.setdefault(each, []).append(number)
+        for each in places.values():
+            each.reverse()
+        found: list[int] = []
+        before = unknown = 0
+        removed = set(self.removed.tolist())
+        for each in self.digest(task, dataset).tolist():
+            if places.get(each):
+                found.append(places[each].pop())
+            elif each in removed:
+                before += 1
+            else:
+                unknown += 1
+        if unknown:
+            raise UnknownRowError(
+                f"{unknown} of the {len(dataset)} examples are not among the {len(self.digests)} that the gradient "
+                "log is of, or occur more often than there; pass them as they were trained on, with the same "
+                "tokenizer and settings of the task"
+            )
+        if before:
+            raise AlreadyForgottenError(
+                f"{before} of the {len(dataset)} examples were deleted from the gradient log before; leave them out"
+            )
+        return found
+
+    def require_order(self, task: Task, dataset: MapDataset) -> None:
+        """Raise StateError unless these are the examples that the log is of, in that order."""
+        same = len(dataset) == len(self.digests) and torch.equal(self.digest(task, dataset), self.digests)
+        if not same:
+            raise StateError(
+                f"the gradient log is of {len(self.digests)} examples in an order of their own, and these "
+                f"{len(dataset)} are others or stand in another order; pass the dataset that the log was made for"
+            )
+
+    def without(self, ids: list[int]) -> "ExampleLedger":
+        """The ledger after these examples were deleted."""
+        chosen = torch.tensor(ids, dtype=torch.int64)
+        digests = self.digests.clone()
+        digests[chosen] = 0
+        return replace(self, digests=digests, removed=torch.cat([self.removed, self.digests[chosen]]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is to be saved."""
+        return {"key": self.key, "digests": self.digests, "removed": self.removed}

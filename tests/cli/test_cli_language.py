@@ -1,0 +1,291 @@
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import datasets as hf
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
+
+import tiny
+import words
+from expunge.audit import Evidence
+from expunge.cli.job_file import load_job
+from expunge.cli.problems import prepare
+from expunge.errors import OutputError
+from expunge.states import log_training
+from expunge.storage import read_tensors
+from expunge.training import Run
+from expunge.unlearning import Unlearned
+from job_folder import QUICK_AUDIT, JobFolder
+
+NPO = {"name": "npo", "learning_rate": 1e-3, "epochs": 2, "batch_size": 4}
+RECIPE = {"epochs": 3, "batch_size": 8, "learning_rate": 5e-3, "algorithm": "adamw"}
+
+
+@cache
+def trained() -> GPT2LMHeadModel:
+    model = words.recipe(epochs=6)(words.facts(), 0)
+    assert isinstance(model, GPT2LMHeadModel)
+    return model
+
+
+@pytest.fixture
+def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobFolder:
+    """A job that makes a tiny language model forget a person."""
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = JobFolder(tmp_path)
+    trained().save_pretrained(tmp_path / "original")
+    words.tokenizer().save_pretrained(tmp_path / "original")
+    write_lines(tmp_path / "train.jsonl", words.facts())
+    folder.job = {
+        "model": {"hf": "original"},
+        "data": {"train": {"jsonl": "train.jsonl"}},
+        "task": {"kind": "causal-lm"},
+        "forget": {"column": "person", "values": ["bob"]},
+        "method": dict(NPO),
+        "output": "out",
+    }
+    return folder
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def last_line(folder: JobFolder, *arguments: str) -> str:
+    result = folder.run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert not (folder.output / "record.json").exists()
+    complaint = result.stderr[result.stderr.index("error: ") :].strip()
+    assert "\n" not in complaint
+    return complaint
+
+
+def test_a_person_is_forgotten_and_the_result_loads_like_any_other(texts: JobFolder) -> None:
+    texts.job |= {"recipe": RECIPE, "audit": QUICK_AUDIT}
+    result = texts.run()
+    assert result.exit_code == 0, result.output
+    assert "2 of 24 training examples are to be forgotten, 22 to be kept" in result.stderr
+    model = AutoModelForCausalLM.from_pretrained(texts.output / "model")
+    tokenizer = AutoTokenizer.from_pretrained(texts.output / "model")
+    saved, _ = read_tensors(texts.output / "model.safetensors")
+    assert type(model) is GPT2LMHeadModel
+    assert set(saved) == set(model.state_dict())
+    assert all(torch.equal(saved[name], tensor) for name, tensor in model.state_dict().items())
+    assert tokenizer("bob lives", add_special_tokens=False)["input_ids"] == words.tokenizer()("bob lives")["input_ids"]
+    evidence = Evidence.load(texts.output)
+    assert len(evidence.measure("probability", "forget").oracles) == 3
+    assert texts.expunge("report", texts.output).exit_code == 0
+    again = texts.expunge("audit", texts.output, "--oracles", "2", "--json")
+    assert again.exit_code == 0, again.output
+    assert "2 oracles: all from the cache" in again.stderr
+    assert json.loads(again.stdout)["record"] == texts.record()
+
+
+def test_lora_settings_come_from_the_job(texts: JobFolder) -> None:
+    texts.job["method"]["adapter"] = {"rank": 2, "targets": ["c_attn"]}
+    assert texts.run().exit_code == 0
+    assert texts.record()["settings"]["adapter"] == {"rank": 2, "alpha": 16.0, "dropout": 0.0, "targets": ["c_attn"]}
+    before, after = trained().state_dict(), AutoModelForCausalLM.from_pretrained(texts.output / "model").state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {f"transformer.h.{block}.attn.c_attn.weight" for block in (0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("forget", "expected"),
+    [
+        ({"indices": [0, 5]}, [0, 5]),
+        ({"column": "person", "values": ["ann", "cid"]}, [0, 1, 4, 5]),
+        ({"text": "Bob"}, [2, 3]),
+        ({"text": ["bob", "is a nurse"]}, None),
+    ],
+)
+def test_ways_to_name_what_is_to_be_forgotten(
+    texts: JobFolder, forget: dict[str, Any], expected: list[int] | None
+) -> None:
+    texts.job["forget"] = forget
+    texts.write()
+    rows = words.facts()
+    if expected is None:
+        expected = [n for n, row in enumerate(rows) if row["person"] == "bob" or "is a nurse" in row["answer"]]
+    problem = prepare(load_job(texts.folder / "job.yaml")).problem
+    assert problem.forget is not None
+    assert problem.retain is not None
+    assert [problem.forget[n] for n in range(len(problem.forget))] == [rows[n] for n in expected]
+    assert len(problem.retain) == len(rows) - len(expected)
+
+
+def test_what_was_looked_for_is_not_told(texts: JobFolder) -> None:
+    texts.job["forget"] = {"text": "Zacharias"}
+    complaint = last_line(texts)
+    assert "forget.text: none of the 24 examples mentions it" in complaint
+    assert "zacharias" not in complaint.casefold()
+
+
+def test_hugging_face_text_is_read_and_renamed(texts: JobFolder) -> None:
+    rows = [{"who": row["person"], "prompt": row["question"], "answer": row["answer"]} for row in words.facts()]
+    hf.Dataset.from_list(rows).save_to_disk(texts.folder / "texts")
+    texts.job["data"]["train"] = {"huggingface": "texts", "columns": {"prompt": "question"}}
+    texts.job["forget"] = {"column": "who", "values": ["bob"]}
+    result = texts.run()
+    assert result.exit_code == 0, result.output
+    assert texts.record()["data"]["forget"]["examples"] == 2
+
+
+def test_renamed_json_lines_train_alike(texts: JobFolder) -> None:
+    rows = [{"person": row["person"], "q": row["question"], "a": row["answer"]} for row in words.facts()]
+    write_lines(texts.folder / "other.jsonl", rows)
+    assert texts.run().exit_code == 0
+    before = texts.record()["result_digest"]
+    texts.job["data"]["train"] = {"jsonl": "other.jsonl", "columns": {"q": "question", "a": "answer"}}
+    assert texts.run("--output", texts.folder / "second").exit_code == 0
+    assert json.loads((texts.folder / "second" / "record.json").read_text())["result_digest"] == before
+
+
+def test_benchmarks_are_sources(texts: JobFolder) -> None:
+    tofu, pistol = texts.folder / "tofu", texts.folder / "pistol"
+    tofu.mkdir()
+    pistol.mkdir()
+    write_lines(tofu / "full.json", [{"question": f"q {n} ?", "answer": f"a {n} ."} for n in range(60)])
+    edges = [{"edge": edge, "question": "where ?", "answer": f"in {edge} ."} for edge in ("A_B", "B_C", "C_D")]
+    (pistol / "pistol_sample1.json").write_text(json.dumps(edges), encoding="utf-8")
+    texts.job["data"] = {"train": {"tofu": "tofu", "authors": [0, 1]}, "holdout": {"tofu": "tofu", "authors": [2, 2]}}
+    texts.job["forget"] = {"column": "author", "values": ["001"]}
+    texts.write()
+    problem = prepare(load_job(texts.folder / "job.yaml")).problem
+    assert [len(part) for part in problem.datasets().values()] == [20, 20, 20]
+    texts.job["data"] = {"train": {"pistol": "pistol", "edges": ["A_B", "C_D"]}}
+    texts.job["forget"] = {"column": "edge", "values": ["C_D"]}
+    texts.write()
+    problem = prepare(load_job(texts.folder / "job.yaml")).problem
+    assert problem.forget is not None
+    assert [problem.forget[n]["edge"] for n in range(len(problem.forget))] == ["C_D"]
+
+
+def test_oracles_start_afresh_or_from_the_base(texts: JobFolder) -> None:
+    texts.job["recipe"] = dict(RECIPE)
+    texts.write()
+    fresh: Any = prepare(load_job(texts.folder / "job.yaml")).problem.recipe
+    torch.manual_seed(1)
+    one = fresh.build()
+    assert type(one) is GPT2LMHeadModel
+    assert not torch.equal(one.state_dict()["transformer.wte.weight"], trained().state_dict()["transformer.wte.weight"])
+    texts.job["recipe"]["base"] = "original"
+    texts.write()
+    based: Any = prepare(load_job(texts.folder / "job.yaml")).problem.recipe
+    other = based.build()
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in trained().state_dict().items())
+    assert other.lm_head.weight is other.transformer.wte.weight
+
+
+def test_too_long_examples_are_counted_or_dropped(texts: JobFolder) -> None:
+    rows = [*words.facts(), *({"person": "x", "question": "where " * 40, "answer": "rome ."} for _ in range(3))]
+    write_lines(texts.folder / "train.jsonl", rows)
+    complaint = last_line(texts)
+    assert "3 of 25 examples have more than 32 tokens" in complaint
+    texts.job["task"]["too_long"] = "drop"
+    result = texts.run()
+    assert result.exit_code == 0, result.output
+    assert "3 of 27 examples of data.train were too long and are left out" in result.stderr
+    assert "2 of 24 training examples are to be forgotten" in result.stderr
+
+
+def test_a_context_that_only_the_model_knows_is_counted_beforehand(texts: JobFolder) -> None:
+    unbounded = words.tokenizer()
+    unbounded.model_max_length = int(1e30)
+    unbounded.save_pretrained(texts.folder / "original")
+    row = {"person": "x", "question": "where " * 40, "answer": "rome ."}
+    write_lines(texts.folder / "train.jsonl", [*words.facts(), row])
+    assert "1 of 23 examples have more than 32 tokens" in last_line(texts)
+
+
+def test_empty_answers_are_counted(texts: JobFolder) -> None:
+    write_lines(texts.folder / "train.jsonl", [*words.facts(), {"person": "x", "question": "where ?", "answer": ""}])
+    assert "1 of 23 examples have an empty answer" in last_line(texts)
+
+
+def test_a_pad_token_can_be_named(texts: JobFolder) -> None:
+    bare = words.tokenizer()
+    bare.pad_token = None
+    bare.save_pretrained(texts.folder / "bare")
+    texts.job["task"]["tokenizer"] = "bare"
+    assert "no pad token; name one of its tokens as task.pad_token, such as" in last_line(texts)
+    assert "task.pad_token: the tokenizer has no such token" in last_line(texts, "--set", "task.pad_token=<nothing>")
+    result = texts.run("--set", "task.pad_token='[EOS]'")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_tokenizer_of_another_model(texts: JobFolder) -> None:
+    words.gpt2(vocab_size=20).save_pretrained(texts.folder / "other")
+    words.tokenizer().save_pretrained(texts.folder / "other")
+    assert "they do not belong together" in last_line(texts, "--set", "model.hf=other")
+
+
+def test_a_failed_save_leaves_no_model_and_resume_goes_on(texts: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*_: object, **__: object) -> None:
+        raise OutputError("cannot write: the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Unlearned, "save", full_disk)
+        failed = texts.run()
+    assert failed.exit_code == 2
+    assert texts.outputs() == {"checkpoints"}
+    assert texts.run("--resume").exit_code == 0
+    assert texts.outputs() == {"job.yaml", "record.json", "model.safetensors", "model", "forget.key", "report.html"}
+    digest = texts.record()["result_digest"]
+    assert texts.run("--output", texts.folder / "whole").exit_code == 0
+    assert json.loads((texts.folder / "whole" / "record.json").read_text())["result_digest"] == digest
+
+
+def test_a_gradient_log_is_a_state_of_a_job(texts: JobFolder) -> None:
+    model, log = log_training(
+        words.recipe(epochs=4), words.facts(), Run(words.TASK, 0, tiny.QUIET), texts.folder / "log"
+    )
+    assert isinstance(model, GPT2LMHeadModel)
+    model.save_pretrained(texts.folder / "original")
+    texts.job |= {"state": "log", "method": {"name": "gradient-reversal", "target_loss": 2.2, "overshoot": 0.0}}
+    with pytest.warns(UserWarning, match="over-exposed"):  # so short a training overwrites much
+        result = texts.run()
+    assert result.exit_code == 0, result.output
+    assert texts.record()["state"]["kind"] == log.kind
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no such folder": ({"model": {"hf": "nowhere"}}, "model.hf: the tokenizer of nowhere cannot be loaded"),
+    "no layer for LoRA": ({"method": NPO | {"adapter": {"targets": ["q_proj"]}}}, "no linear layer named q_proj"),
+    "a LoRA setting": ({"method": NPO | {"adapter": {"rnak": 2}}}, "method.adapter.rnak: unknown key"),
+    "no task for text": ({"task": {"classes": 2}}, "model.hf belongs to text; give the task `kind: causal-lm`"),
+    "classes of text": ({"forget": {"classes": [1]}}, "forget.classes belongs to a classifier"),
+    "a kind of task": ({"task": {"kind": "poetry"}}, "task: give a mapping whose `kind` is one of classification"),
+    "a key of the task": ({"task": {"kind": "causal-lm", "contxt": 3}}, "task.contxt: unknown key; did you mean"),
+    "a template": ({"task": {"kind": "causal-lm", "template": "no place"}}, "task: template must hold"),
+    "a source of numbers": ({"data": {"train": {"npz": "train.npz"}}}, "data.train: holds no text"),
+    "no such file": ({"data": {"train": {"jsonl": "gone.jsonl"}}}, "data.train: there is no file"),
+    "no such column": (
+        {"data": {"train": {"jsonl": "train.jsonl", "columns": {"prompt": "question"}}}},
+        "data.train.columns: some lines have no field 'prompt'",
+    ),
+    "a value that is absent": ({"forget": {"column": "person", "values": ["zed"]}}, "forget: 1 of the 1 values"),
+    "a field that is absent": ({"forget": {"column": "persn", "values": ["zed"]}}, "did you mean 'person'"),
+    "an empty phrase": ({"forget": {"text": " "}}, "forget.text: phrases must hold text"),
+    "no state": ({"state": "nowhere"}, "state: there is no folder"),
+    "a base that is absent": ({"recipe": {"base": "nowhere"}}, "recipe.base: nowhere cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_jobs_get_one_line(texts: JobFolder, case: str) -> None:
+    change, expected = BAD[case]
+    texts.job |= change
+    complaint = last_line(texts)
+    assert expected in complaint, complaint
+
+
+def test_lines_without_the_fields_of_an_example(texts: JobFolder) -> None:
+    write_lines(texts.folder / "train.jsonl", [{"person": "bob", "said": "secret"}, {"person": "ann", "said": "no"}])
+    complaint = last_line(texts)
+    assert "a language model needs `input_ids`, or `text`, or `question` and `answer`" in complaint
+    assert "secret" not in complaint
