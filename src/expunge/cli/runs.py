@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from expunge.audit import AuditSettings, Evidence, FleetSettings, Level, audit
 from expunge.audit.choosing import ExecutorName, Expected
 from expunge.audit.evidence import EVIDENCE_FILE
+from expunge.audit.shadows import require_unlearnable
 from expunge.cli.costs import CostTeller
 from expunge.cli.job import JOB_FILE, AuditSection, Job
 from expunge.cli.job_file import load_job
@@ -102,6 +103,8 @@ def run_job(job: Job, folder: Path, *, resume: bool, say: Say) -> Outcome:
     for note in prepared.notes:
         say(f"  {note}")
     method.require(prepared.problem)
+    if job.audit is not None and job.audit.shadows:
+        require_unlearnable(prepared.problem, method)
     if finished:
         say(f"The unlearned model is already in {folder}")
         unlearned = _same(folder, prepared.problem, method, job)
