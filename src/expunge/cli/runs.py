@@ -5,10 +5,8 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
 
 from accelerate import PartialState
-from accelerate.utils import environment
 from pydantic import TypeAdapter
 
 from expunge.audit import AuditSettings, Evidence, FleetSettings, Level, audit
@@ -20,6 +18,7 @@ from expunge.cli.job import JOB_FILE, AuditSection, Job
 from expunge.cli.job_file import load_job
 from expunge.cli.language import MODEL_FOLDER, write_pretrained
 from expunge.cli.problems import Prepared, audit_settings_of, execution_of, method_of, prepare
+from expunge.cli.processes import is_main_process
 from expunge.errors import (
     CheckpointError,
     DivergedError,
@@ -71,14 +70,6 @@ class AuditOrder:
     level: Level | None = None
     executor: ExecutorName | None = None
     seed: int | None = None
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one that writes and prints; known before accelerate has started."""
-    return (
-        cast(Any, environment).get_int_from_env(["RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"], 0)
-        == 0
-    )
 
 
 def run_job(job: Job, folder: Path, *, resume: bool, say: Say) -> Outcome:
