@@ -5,20 +5,20 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
 
 from accelerate import PartialState
-from accelerate.utils import environment
 from pydantic import TypeAdapter
 
 from expunge.audit import AuditSettings, Evidence, FleetSettings, Level, audit
 from expunge.audit.choosing import ExecutorName, Expected
 from expunge.audit.evidence import EVIDENCE_FILE
+from expunge.audit.shadows import require_unlearnable
 from expunge.cli.costs import CostTeller
 from expunge.cli.job import JOB_FILE, AuditSection, Job
 from expunge.cli.job_file import load_job
 from expunge.cli.language import MODEL_FOLDER, write_pretrained
 from expunge.cli.problems import Prepared, audit_settings_of, execution_of, method_of, prepare
+from expunge.cli.processes import is_main_process
 from expunge.errors import (
     CheckpointError,
     DivergedError,
@@ -72,14 +72,6 @@ class AuditOrder:
     seed: int | None = None
 
 
-def is_main_process() -> bool:
-    """Whether this process is the one that writes and prints; known before accelerate has started."""
-    return (
-        cast(Any, environment).get_int_from_env(["RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"], 0)
-        == 0
-    )
-
-
 def run_job(job: Job, folder: Path, *, resume: bool, say: Say) -> Outcome:
     """Unlearn, save, audit and report as a job says.
 
@@ -102,6 +94,8 @@ def run_job(job: Job, folder: Path, *, resume: bool, say: Say) -> Outcome:
     for note in prepared.notes:
         say(f"  {note}")
     method.require(prepared.problem)
+    if job.audit is not None and job.audit.shadows:
+        require_unlearnable(prepared.problem, method)
     if finished:
         say(f"The unlearned model is already in {folder}")
         unlearned = _same(folder, prepared.problem, method, job)

@@ -98,6 +98,16 @@ class Sharded:
         kept = {(shard, number): each for shard, (_, kept) in enumerate(trained) for number, each in kept.items()}
         return model, ShardState(rows, kept, run.seed, self.plan(run.seed), digest_model(model))
 
+    def state_of(self, model: nn.Module, dataset: MapDataset, seed: int) -> "ShardState":
+        """What `train` kept beside a model that it made of this dataset with this seed, where only the model is left.
+
+        With several slices the ensemble is trained again, for the checkpoints between them.
+        """
+        with reproducible(self.recipe.execution.threads):
+            run = Run(self.recipe.task, seed, self.recipe.execution)
+            kept = self.fit(dataset, run)[1].checkpoints if self.slices > 1 else {}
+            return ShardState(Placement.of(self, dataset, run), kept, seed, self.plan(seed), digest_model(model))
+
     def train_shard(
         self,
         shard: int,

@@ -194,6 +194,7 @@ class Run:
         batch_statistics: bool = True,
         watch: Watch | None = None,
         recording: Recording | None = None,
+        confidential: bool = False,
     ) -> PhaseRecord:
         """Train `model` in place until the sum of `terms` has been minimised for so many steps.
 
@@ -208,6 +209,8 @@ class Run:
                 evaluation mode.
             watch: Called after each step; may end the phase.
             recording: Looks on, example by example; for one term over one dataset, in one process.
+            confidential: Neither show nor record the objective: its values are exact figures of models that a guarantee
+                does not release.
 
         Raises:
             DivergedError: The objective became NaN or infinite.
@@ -224,7 +227,7 @@ class Run:
             )
         if recording is not None:
             self._require_recordable(phase, terms)
-        loop = _Loop(self, phase, model, terms, optimizer, total, batch_statistics)
+        loop = _Loop(self, phase, model, terms, optimizer, total, batch_statistics, confidential)
         record = loop.run(watch, recording)
         self.phases.append(record)
         return record
@@ -248,11 +251,12 @@ class _Loop:
         optimizer: Optimizer,
         steps: int,
         batch_statistics: bool,
+        confidential: bool,
     ) -> None:
         self.run_, self.terms, self.steps, self.model = run, terms, steps, model
         self.accelerator, self.settings = run.execution.accelerator(), optimizer
         self.seed = derive(run.seed, "phase", phase)
-        self.batch_statistics = batch_statistics
+        self.batch_statistics, self.confidential = batch_statistics, confidential
         self.index = len(run.phases)
         self.record = PhaseRecord(name=phase)
         self.optimizer = optimizer.build(parameter for parameter in model.parameters() if parameter.requires_grad)
@@ -366,14 +370,14 @@ class _Loop:
             return
         summed = cast(Tensor, self.accelerator.reduce(torch.stack(self.pending), reduction="sum"))
         losses = cast(list[float], summed.tolist())
-        display.advance(len(losses), f"loss {losses[-1]:.4g}")
+        display.advance(len(losses), "" if self.confidential else f"loss {losses[-1]:.4g}")
         for offset, loss in enumerate(losses):
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"the objective of phase {self.record.name!r} became {loss} at step "
                     f"{self.record.steps - len(losses) + offset + 1}; lower the learning rate, or set clip_norm"
                 )
-        self.record.history += losses
+        self.record.history += [] if self.confidential else losses
         self.pending.clear()
 
     def _is_save_due(self, seconds: float) -> bool:
