@@ -1,5 +1,6 @@
 """Gradient and curvature of a head at its optimum: what a Newton step away from some rows needs, without the others."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
@@ -22,6 +23,7 @@ from expunge.states.base import digest_state
 from expunge.states.head import HeadLoss, HeadRows, head_of, head_rows, head_weights, is_head_alone, ledger_rows
 from expunge.states.rows import RowLedger
 from expunge.states.solving import Solution, cholesky
+from expunge.states.travelled import Travelled, rounded_up
 from expunge.storage import digest_model
 from expunge.tasks import Classification, Task
 
@@ -63,18 +65,24 @@ class HeadSettings:
 class CurvatureState:
     """What remains of the training set for a head: sums of gradients and curvatures at the recorded weights.
 
-    The sums are over the rows that are left, the weights those that were recorded: they were trained on all rows. Each
-    Newton step starts from them, so that any number of requests one by one lead where one request for all of them
-    would.
+    The sums are over the rows that are left, and each Newton step starts from the weights held here. What a deletion
+    leaves behind depends on whether it rebases the state (`NewtonRemoval.rebase`):
 
-    The state returns the row of a single deletion exactly; keep it like the data. At an optimum all recorded gradients
-    add up to -recorded * l2 * weights, so -(gradient + recorded * l2 * weights) is the gradient of the deleted rows,
-    which for one row is a multiple of its features.
+    - Without, the weights stay, and requests one by one lead where one request for all of them would. That state
+      returns the row of a single deletion exactly; keep it like the data. At an optimum all recorded gradients add up
+      to -recorded * l2 * weights, so -(gradient + recorded * l2 * weights) is the gradient of the deleted rows, which
+      for one row is a multiple of its features.
+    - `rebased`, the weights are those that the step leads to. Neither the step nor the sum of gradients is kept, but
+      lengths (`Travelled`), with which the bounds of later requests are larger. No attack of ours computes a deleted
+      row from that state alone. Together with all rows that are left one can: they and the curvature tell the weights
+      that the curvature was taken at.
 
     Attributes:
         weights: (classes, width) float64, with the bias as last column.
-        gradient: (classes, width) sum of the rows' gradients, without the penalty.
-        curvature: Sum of the rows' curvatures: (classes * width)² for softmax, (classes, width, width) one-vs-rest.
+        gradient: (classes, width) sum of the rows' gradients, without the penalty. A rebased state starts again from
+            that of an optimum, -rows * l2 * weights, whose error is bounded by `travelled.carried`.
+        curvature: Sum of the rows' curvatures: (classes * width)² for softmax, (classes, width, width) one-vs-rest. It
+            is that at the recorded weights, also in a rebased state.
         rows: Which rows the sums are over.
         settings: The objective.
         feature_norm: No row's features exceed it.
@@ -83,6 +91,7 @@ class CurvatureState:
         bias: Whether the head has a bias.
         head_alone: Whether the model is nothing but the head.
         model: Digest of the model that the next request must bring.
+        travelled: What is known of the way from the recorded weights to those held here.
     """
 
     kind: ClassVar[str] = "curvature"
@@ -98,6 +107,7 @@ class CurvatureState:
     bias: bool
     head_alone: bool
     model: str
+    travelled: Travelled = field(default_factory=Travelled)
 
     @classmethod
     def record(
@@ -188,6 +198,7 @@ class CurvatureState:
             gradient=self.gradient - forget.gradient_sum(self.weights),
             curvature=curvature,
             rows=ledger,
+            travelled=self.travelled.shrunk(len(self.rows), len(ledger)),
         )
 
     def bound_to(self, model: nn.Module) -> Self:
@@ -206,6 +217,23 @@ class CurvatureState:
         """
         return cholesky(self.curvature, -self.mean_gradient(), rows=len(self.rows), penalty=self.settings.l2)
 
+    def rebased(self, solution: Solution, along: float, left: float) -> Self:
+        """The state at the weights that its `newton_step` leads to, without what tells the way back.
+
+        Args:
+            solution: What `newton_step` gave.
+            along: The mean curvature of the rows along the step, sᵀHs, without the penalty.
+            left: Gradient norm that the step may leave, but for what is carried already.
+        """
+        weights, rows = self.weights + solution.step, len(self.rows)
+        return replace(
+            self,
+            weights=weights,
+            gradient=-rows * self.settings.l2 * weights,
+            residual=rounded_up(self.residual),
+            travelled=self.travelled.stepped(left, float(solution.step.norm()), math.sqrt(rows * along)),
+        )
+
     def digest(self) -> str:
         """SHA-256 over everything the state holds."""
         return digest_state(self)
@@ -220,6 +248,7 @@ class CurvatureState:
         return {
             "settings": asdict(self.settings) | {"loss": self.settings.loss.value},
             **{name: getattr(self, name) for name in _NOTED},
+            "travelled": asdict(self.travelled),
         }
 
     @classmethod
@@ -230,7 +259,13 @@ class CurvatureState:
         written["loss"] = HeadLoss(written["loss"])
         settings = HeadSettings(**written)
         held = {name: tensors[name] for name in ("weights", "gradient", "curvature")}
-        return cls(**held, rows=RowLedger.restore(tensors), settings=settings, **{name: noted[name] for name in _NOTED})
+        return cls(
+            **held,
+            rows=RowLedger.restore(tensors),
+            settings=settings,
+            **{name: noted[name] for name in _NOTED},
+            travelled=Travelled(**noted["travelled"]),
+        )
 
 
 _NOTED = ("feature_norm", "recorded", "residual", "bias", "head_alone", "model")
