@@ -92,10 +92,12 @@ def by_state(problem: Problem, run: Run, reference_residual: float | None, *, re
     objective, norm = left.settings, left.feature_norm
     length = float(solution.step.norm())
     along = curvature_along(solution, gradient, objective.l2)
-    past = left.travelled
+    past, count = left.travelled, len(left.rows)
+    most = along + past.stray / count * length**2
     slopes = objective.loss.hessian_lipschitz(norm), objective.loss.concordance(norm)
-    remainder = newton_remainder(length, along, *slopes, past.moved)
-    drift = curvature_drift(length, along, past.moved, past.spread / math.sqrt(len(left.rows)), *slopes)
+    remainder = newton_remainder(length, most, *slopes, past.moved)
+    drift = curvature_drift(length, most, past.moved, past.spread / math.sqrt(count), *slopes)
+    drift += past.stray / count * length
     solver = float(solution.residual.norm())
     added = solver + drift + remainder
     reference = left.residual if reference_residual is None else reference_residual
@@ -120,7 +122,7 @@ def by_state(problem: Problem, run: Run, reference_residual: float | None, *, re
         ],
         backbone(left.head_alone),
         examples=len(forget),
-        state=left.rebased(solution, along, added) if rebase else left,
+        state=left.rebased(solution, most, added) if rebase else left,
         since="since the state was recorded",
     )
 
@@ -325,6 +327,7 @@ def _way(past: Travelled, drift: float) -> list[Constant]:
                   "to, in proportion to the rows that left since"),
         _measured("moved", past.moved, "bound on how far those are from the weights that the curvature was taken at"),
         _measured("spread", past.spread, "bound on √(dᵀHd) for that way d and the summed curvature H of the rows left"),
+        _measured("stray", past.stray, "bound on how far the curvature is from that sum, for rows deleted since"),
         _measured("drift", drift, "bound on the gradient left because the curvature was taken elsewhere"),
     ]  # fmt: skip
 

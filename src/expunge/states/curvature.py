@@ -28,6 +28,7 @@ from expunge.storage import digest_model
 from expunge.tasks import Classification, Task
 
 _SLACK = 1e-6
+_REACH = 30.0  # where the exponential is worth nothing beside the other bound
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class CurvatureState:
         gradient: (classes, width) sum of the rows' gradients, without the penalty. A rebased state starts again from
             that of an optimum, -rows * l2 * weights, whose error is bounded by `travelled.carried`.
         curvature: Sum of the rows' curvatures: (classes * width)² for softmax, (classes, width, width) one-vs-rest. It
-            is that at the recorded weights, also in a rebased state.
+            is that at the recorded weights, in a rebased state but for `travelled.stray`.
         rows: Which rows the sums are over.
         settings: The objective.
         feature_norm: No row's features exceed it.
@@ -186,9 +187,11 @@ class CurvatureState:
             raise ForgetSetError("no row would be left: forgetting everything means discarding model and state")
         check_norm(forget.largest_norm(), self.feature_norm)
         curvature = forget.curvature_sum(self.weights)
+        trace = float(curvature.diagonal(dim1=-2, dim2=-1).sum())
+        travelled = self.travelled.shrunk(len(self.rows), len(ledger), self._straying(len(forget), trace))
         torch.sub(self.curvature, curvature, out=curvature)
         lowest = float(curvature.diagonal(dim1=-2, dim2=-1).min())
-        if lowest < -_SLACK * self.feature_norm**2:
+        if lowest < -_SLACK * self.feature_norm**2 - travelled.stray:
             raise CurvatureError(
                 f"without the forget rows the curvature falls to {lowest:.2g}, which no rows can have: they are not "
                 "the rows that the state was recorded on, or the features have changed; pass rows as they were recorded"
@@ -198,7 +201,7 @@ class CurvatureState:
             gradient=self.gradient - forget.gradient_sum(self.weights),
             curvature=curvature,
             rows=ledger,
-            travelled=self.travelled.shrunk(len(self.rows), len(ledger)),
+            travelled=travelled,
         )
 
     def bound_to(self, model: nn.Module) -> Self:
@@ -222,7 +225,7 @@ class CurvatureState:
 
         Args:
             solution: What `newton_step` gave.
-            along: The mean curvature of the rows along the step, sᵀHs, without the penalty.
+            along: The mean curvature of the rows along the step, sᵀHs, without the penalty, or a bound on it.
             left: Gradient norm that the step may leave, but for what is carried already.
         """
         weights, rows = self.weights + solution.step, len(self.rows)
@@ -266,6 +269,13 @@ class CurvatureState:
             **{name: noted[name] for name in _NOTED},
             travelled=Travelled(**noted["travelled"]),
         )
+
+    def _straying(self, rows: int, trace: float) -> float:
+        """How far the curvature of `rows` rows, of this trace at the weights, may be from that where H was taken."""
+        loss, moved = self.settings.loss, self.travelled.moved
+        by_lipschitz = rows * loss.hessian_lipschitz(self.feature_norm) * moved
+        reach = loss.concordance(self.feature_norm) * moved
+        return min(by_lipschitz, math.expm1(reach) * trace) if reach < _REACH else by_lipschitz
 
 
 _NOTED = ("feature_norm", "recorded", "residual", "bias", "head_alone", "model")

@@ -1,4 +1,4 @@
-"""What a state that moves with its model keeps of where it came from: three lengths and no direction."""
+"""What a state that moves with its model keeps of where it came from: four sizes and no direction."""
 
 import math
 from dataclasses import dataclass, replace
@@ -17,21 +17,25 @@ class Travelled:
         carried: Norm of the objective's gradient over the rows that are left, at the state's weights, at most.
         moved: Distance of the state's weights from those that its curvature was taken at, at most.
         spread: √(dᵀ H d), at most, for the difference d of the two and the sum H of the curvatures of the rows that are
-            left. Deletions only lower it.
+            left, both at the weights that it was taken at. Deletions only lower it.
+        stray: Spectral norm of the difference between the state's curvature and that sum H, at most: the curvature of
+            rows that are deleted later is taken off at the weights of that time, since the former are not known.
     """
 
     carried: float = 0.0
     moved: float = 0.0
     spread: float = 0.0
+    stray: float = 0.0
 
-    def shrunk(self, before: int, after: int) -> Self:
+    def shrunk(self, before: int, after: int, stray: float) -> Self:
         """The same after rows have left: the sum of gradients that is not known is then a mean over fewer.
 
         Args:
             before: Rows before that.
             after: Rows that are left.
+            stray: How far the curvature that was taken off may be from the one to be taken off.
         """
-        return replace(self, carried=self.carried * before / after)
+        return replace(self, carried=self.carried * before / after, stray=self.stray + rounded_up(stray))
 
     def stepped(self, added: float, length: float, spread: float) -> Self:
         """The same after a step.
