@@ -55,6 +55,9 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         tolerance: Gradient norm at which fitting stops.
         keep_rows: Keep the rows, so that they can be forgotten by position. Without them the estimator holds sums and
             keyed digests only.
+        rebase: Whether `forget` leaves a state that no longer returns the forgotten rows, at the price of more noise
+            from the second call on (`NewtonRemoval`). By default where no rows are kept: beside the rows that are left,
+            the state gives the forgotten ones away all the same.
 
     Attributes:
         classes_: (classes,).
@@ -84,6 +87,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         epsilon_limit: float = 10.0,
         tolerance: float = 1e-10,
         keep_rows: bool = True,
+        rebase: bool | None = None,
     ) -> None:
         self.l2 = l2
         self.feature_norm = feature_norm
@@ -93,6 +97,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         self.epsilon_limit = epsilon_limit
         self.tolerance = tolerance
         self.keep_rows = keep_rows
+        self.rebase = rebase
 
     def fit(self, X: Any, y: Any) -> Self:
         """Fit to rows (rows, features) and labels (rows,).
@@ -202,7 +207,13 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         return self.classes_[best]
 
     def _removal(self) -> NewtonRemoval:
-        return NewtonRemoval(epsilon=self.epsilon, delta=self.delta, sigma=self.sigma, epsilon_limit=self.epsilon_limit)
+        return NewtonRemoval(
+            epsilon=self.epsilon,
+            delta=self.delta,
+            sigma=self.sigma,
+            epsilon_limit=self.epsilon_limit,
+            rebase=not self.keep_rows if self.rebase is None else self.rebase,
+        )
 
     def _take(self, model: nn.Module, state: CurvatureState) -> None:
         weights = cast(Floats, head_weights(cast(nn.Linear, cast(nn.Sequential, model)[1])).numpy())
