@@ -109,6 +109,18 @@ def test_the_certificate() -> None:
     assert not hasattr(model.fit(WINE, NAMES), "certificate_")
 
 
+@pytest.mark.parametrize(("settings", "rebased"), [
+    ({}, False), ({"keep_rows": False}, True), ({"rebase": True}, True), ({"keep_rows": False, "rebase": False}, False),
+])  # fmt: skip
+def test_the_state_is_rebased_where_no_rows_are_kept(settings: dict[str, Any], rebased: bool) -> None:
+    model = LogisticRegression(**settings).fit(WINE, KINDS)
+    for row in (0, 100):
+        model.forget(WINE[[row]], KINDS[[row]])
+    named = {each.name for each in model.certificate_.constants}
+    assert ("moved" in named) is rebased
+    assert any("all rows that are left" in each for each in model.certificate_.not_covered) is rebased
+
+
 def test_a_fixed_sigma_runs_out() -> None:
     model = LogisticRegression(sigma=0.05).fit(WINE, KINDS)
     spent = [model.forget(indices=[row]).certificate_.budget_spent for row in range(3)]
