@@ -51,7 +51,7 @@ def stream(sigma: float, rows: int) -> dict[str, Any]:
     recording = time.perf_counter() - started - trained
     gone = torch.zeros(len(data), dtype=torch.bool)
     cell: dict[str, Any] = {"training seconds": trained, "recording seconds": recording, "requests": []}
-    method = NewtonRemoval(sigma=sigma, rebase=False)  # the state keeps who left; rebasing, the noise would not last
+    method = NewtonRemoval(sigma=sigma)
     for number, person in enumerate(leaving):
         rows_of = people.person == person
         gone |= rows_of

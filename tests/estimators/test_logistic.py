@@ -110,9 +110,9 @@ def test_the_certificate() -> None:
 
 
 @pytest.mark.parametrize(("settings", "rebased"), [
-    ({}, False), ({"keep_rows": False}, True), ({"rebase": True}, True), ({"keep_rows": False, "rebase": False}, False),
+    ({}, False), ({"keep_rows": False}, False), ({"rebase": True}, True), ({"keep_rows": False, "rebase": True}, True),
 ])  # fmt: skip
-def test_the_state_is_rebased_where_no_rows_are_kept(settings: dict[str, Any], rebased: bool) -> None:
+def test_the_state_is_rebased_on_request(settings: dict[str, Any], rebased: bool) -> None:
     model = LogisticRegression(**settings).fit(WINE, KINDS)
     for row in (0, 100):
         model.forget(WINE[[row]], KINDS[[row]])
@@ -147,6 +147,8 @@ def test_refusals_change_nothing() -> None:
         with pytest.raises(error, match=words):
             model.forget(**request)
     assert pickle.dumps(model) == before
+    with pytest.raises(SettingError, match="rebase must be one of True, False, not 'never'"):
+        LogisticRegression(rebase="never").fit(WINE, KINDS)  # type: ignore[arg-type]
     bare = LogisticRegression(keep_rows=False).fit(WINE, KINDS)
     with pytest.raises(MissingNeedError, match="keeps no rows"):
         bare.forget(indices=[0])

@@ -231,9 +231,9 @@ def test_requests_one_by_one_lead_where_one_request_does() -> None:
     for index in range(6):
         parts = split(DATA, indices=[index])
         state = given.state if held is None else held
-        result = forget(Problem(model, tiny.TASK, parts.forget, state=state), NewtonRemoval(rebase=False))
+        result = forget(Problem(model, tiny.TASK, parts.forget, state=state), NewtonRemoval())
         held, model = result.state, result.model
-    at_once = forget(problem(range(6)), NewtonRemoval(rebase=False))
+    at_once = forget(problem(range(6)), NewtonRemoval())
     assert certificate(result).sensitivity == pytest.approx(certificate(at_once).sensitivity, rel=1e-6)
     assert "6 rows deleted since the state was recorded" in certificate(result).neighbours
     assert held is not None

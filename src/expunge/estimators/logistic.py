@@ -56,8 +56,8 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         keep_rows: Keep the rows, so that they can be forgotten by position. Without them the estimator holds sums and
             keyed digests only.
         rebase: Whether `forget` leaves a state that no longer returns the forgotten rows, at the price of more noise
-            from the second call on (`NewtonRemoval`). By default where no rows are kept: beside the rows that are left,
-            the state gives the forgotten ones away all the same.
+            from the second call on (`NewtonRemoval`). Use it with `keep_rows=False`: beside the rows that are left, the
+            state gives the forgotten ones away all the same.
 
     Attributes:
         classes_: (classes,).
@@ -87,7 +87,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         epsilon_limit: float = 10.0,
         tolerance: float = 1e-10,
         keep_rows: bool = True,
-        rebase: bool | None = None,
+        rebase: bool = False,
     ) -> None:
         self.l2 = l2
         self.feature_norm = feature_norm
@@ -212,7 +212,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
             delta=self.delta,
             sigma=self.sigma,
             epsilon_limit=self.epsilon_limit,
-            rebase=not self.keep_rows if self.rebase is None else self.rebase,
+            rebase=self.rebase,
         )
 
     def _take(self, model: nn.Module, state: CurvatureState) -> None:

@@ -58,9 +58,10 @@ class NewtonRemoval(Method):
         loss: `softmax` or `one-vs-rest`. A state knows it.
         feature_norm: Norm that no row's features may exceed, a bias's constant 1 included. A state knows it.
         tolerance: Largest gradient norm at which the original passes for an optimum. A state was checked for its own.
-        rebase: With `state`: whether the next state starts from the new weights and no longer returns deleted rows. It
-            costs this request nothing, and makes the bounds of later ones larger each time that it is done; without it
-            the next state returns a deleted row exactly. Of several requests in a row only the last need rebase.
+        rebase: With `state`: whether the next state starts from the new weights and no longer returns deleted rows;
+            without it the next state returns a deleted row exactly. It costs this request nothing, but makes the bounds
+            of later ones larger, tenfold at once with few rows, and cannot be undone: hence not the default. Of several
+            requests in a row only the last need rebase.
         reference_residual: Gradient norm at which the reference's training may stop; by default that of the original.
             Give it from the second request on with `retain`: a released model has noise on it and is no optimum.
         solver_tolerance: Residual of the conjugate gradients, relative to the gradient; what is left enters the bound.
@@ -91,7 +92,7 @@ class NewtonRemoval(Method):
     loss: HeadLoss | None = None
     feature_norm: float | None = None
     tolerance: float = 1e-4
-    rebase: bool = True
+    rebase: bool = False
     reference_residual: float | None = None
     solver_tolerance: float = 1e-10
     steps: int = 1
