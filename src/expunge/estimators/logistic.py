@@ -54,6 +54,9 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         tolerance: Gradient norm at which fitting stops.
         keep_rows: Keep the rows, so that they can be forgotten by position. Without them the estimator holds sums and
             keyed digests only.
+        rebase: Whether `forget` leaves a state that no longer returns the forgotten rows, at the price of more noise
+            from the second call on (`NewtonRemoval`). Use it with `keep_rows=False`: beside the rows that are left, the
+            state gives the forgotten ones away all the same.
 
     Attributes:
         classes_: (classes,).
@@ -83,6 +86,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         epsilon_limit: float = 10.0,
         tolerance: float = 1e-10,
         keep_rows: bool = True,
+        rebase: bool = False,
     ) -> None:
         self.l2 = l2
         self.feature_norm = feature_norm
@@ -92,6 +96,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         self.epsilon_limit = epsilon_limit
         self.tolerance = tolerance
         self.keep_rows = keep_rows
+        self.rebase = rebase
 
     def fit(self, X: Any, y: Any) -> Self:
         """Fit to rows (rows, features) and labels (rows,).
@@ -192,7 +197,13 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         return inputs, numbers(codes(labels, self.classes_))
 
     def _removal(self) -> NewtonRemoval:
-        return NewtonRemoval(epsilon=self.epsilon, delta=self.delta, sigma=self.sigma, epsilon_limit=self.epsilon_limit)
+        return NewtonRemoval(
+            epsilon=self.epsilon,
+            delta=self.delta,
+            sigma=self.sigma,
+            epsilon_limit=self.epsilon_limit,
+            rebase=self.rebase,
+        )
 
     def _take(self, model: nn.Module, state: CurvatureState) -> None:
         weights = cast(Floats, head_weights(cast(nn.Linear, cast(nn.Sequential, model)[1])).numpy())
