@@ -105,6 +105,7 @@ class Loop:
             self.run_.execution.micro_batch_size,
             self.accelerator.process_index,
             self.accelerator.num_processes,
+            even=self.accelerator.is_fsdp2,
         )
         with recomputing(self.model) if self.run_.execution.gradient_checkpointing else nullcontext():
             wrapped, stepper = self._prepared()
@@ -198,7 +199,7 @@ class Loop:
         moved = self.run_.to_device(batch)
         with self._recorded(request, term.weight / request.step_examples):
             values = term.objective(model, moved if term.augment is None else term.augment(moved))
-            share = term.weight * values.sum() / request.step_examples
+            share = (0.0 if request.idle else term.weight) * values.sum() / request.step_examples
             self.accelerator.backward(share * self.accelerator.num_processes)
         return share.detach()
 

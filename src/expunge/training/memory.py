@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import psutil
 import torch
@@ -28,14 +29,16 @@ def recomputing(model: nn.Module) -> Generator[None]:
             f"gradient_checkpointing needs a Hugging Face model that supports it, and {type(model).__name__} does not; "
             "leave it off, or lower micro_batch_size to save memory"
         )
-    if model.is_gradient_checkpointing:
+    if any(vars(module).get(_KEPT[0], False) for module in model.modules()):
         yield
         return
     before = [
         (module, {name: vars(module)[name] for name in _KEPT if name in vars(module)}) for module in model.modules()
     ]
+    # Releases of transformers differ in the name.
+    enable = getattr(model, "activation_checkpointing_enable", None) or cast(Any, model).gradient_checkpointing_enable
     # The other kind, with a backward pass inside the backward pass, has no gradient where only an adapter is trained.
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    enable({"use_reentrant": False})
     try:
         yield
     finally:
