@@ -114,7 +114,9 @@ def _freeze_unreached(student: Student, layer: int) -> None:
     trained = [parameter for parameter in student.model.parameters() if parameter.requires_grad]
     batch = student.run.to_device(student.task.collate(student.forget[:1]))
     reached = student.task.activations(student.model, batch, layer).sum()
-    for parameter, gradient in zip(trained, torch.autograd.grad(reached, trained, allow_unused=True), strict=True):
+    # A gradient is None where nothing depends on the parameter, which the declared type leaves out.
+    gradients = cast("tuple[Tensor | None, ...]", torch.autograd.grad(reached, trained, allow_unused=True))
+    for parameter, gradient in zip(trained, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
 
 
