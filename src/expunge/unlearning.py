@@ -19,6 +19,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
+from transformers import PreTrainedModel
 
 from expunge.data import MapDataset, digest_dataset, subset
 from expunge.errors import (
@@ -30,6 +31,7 @@ from expunge.errors import (
     StateError,
 )
 from expunge.methods import Forgotten, Method
+from expunge.pretrained import PRETRAINED_FOLDER, read_pretrained, written_pretrained
 from expunge.privacy import Certificate, Tier
 from expunge.problem import DeletionState, Problem, require_finite
 from expunge.states import STATE_FILE, load_state, state_bytes
@@ -43,6 +45,7 @@ from expunge.storage import (
     write_bytes,
     write_files,
 )
+from expunge.tasks import CausalLM
 from expunge.training import CheckpointFolder, Execution, PhaseRecord, Run, over_batches, reproducible, seed_globals
 
 MODEL_FILE = "model.safetensors"
@@ -127,6 +130,9 @@ class Unlearned:
     def save(self, folder: str | Path, *, key_path: str | Path | None = None) -> None:
         """Write the weights, the record and, readable by the owner only, the key and the state.
 
+        The weights of a Hugging Face language model go into a folder `model`, as `save_pretrained` writes it, with the
+        task's tokenizer; those of another model into `model.safetensors`.
+
         Args:
             folder: Where to; it is made where it is missing.
             key_path: File for the key, if it is not to lie in the folder: whoever has the key and the record can test
@@ -137,16 +143,16 @@ class Unlearned:
         """
         folder = Path(folder)
         key = _key_file(folder, key_path)
-        contents = {
-            folder / MODEL_FILE: tensors_bytes(self.model.state_dict()),
-            key: self.key,
-            folder / RECORD_FILE: json_bytes(self.record.model_dump(mode="json")),
-        }
+        contents = {key: self.key, folder / RECORD_FILE: json_bytes(self.record.model_dump(mode="json"))}
         private = {key}
         if self.state is not None:
             contents[folder / STATE_FILE] = state_bytes(self.state)
             private.add(folder / STATE_FILE)
-        write_files(contents, private=private)
+        if isinstance(self.problem.task, CausalLM) and isinstance(self.model, PreTrainedModel):
+            with written_pretrained(self.model, self.problem.task.tokenizer, folder):
+                write_files(contents, private=private)
+        else:
+            write_files({folder / MODEL_FILE: tensors_bytes(self.model.state_dict())} | contents, private=private)
 
     @classmethod
     def load(
@@ -177,10 +183,10 @@ class Unlearned:
             record.settings,
         ):
             raise SavedModelError(f"{folder / RECORD_FILE} speaks of another method, or of other settings of it")
-        tensors, _ = read_tensors(folder / MODEL_FILE)
+        path, tensors = _saved_weights(folder, problem.model)
         if digest_tensors(tensors) != record.result_digest:
             raise SavedModelError(
-                f"{folder / MODEL_FILE} does not match {RECORD_FILE}: the weights were changed or belong to another "
+                f"{path} does not match {RECORD_FILE}: the weights were changed or belong to another "
                 "run; restore both files from the same run"
             )
         key = _read_key(_key_file(folder, key_path))
@@ -298,6 +304,14 @@ def read_record(folder: str | Path) -> Record:
         raise SavedModelError(f"there is no {path}; pass the folder that a run was saved to") from error
     except ValidationError as error:
         raise SavedModelError(f"{path} is damaged or of another version: {error}") from error
+
+
+def _saved_weights(folder: Path, like: nn.Module) -> tuple[Path, dict[str, torch.Tensor]]:
+    """Where the weights of a saved run lie, and what they are."""
+    path = folder / PRETRAINED_FOLDER
+    if path.is_dir():
+        return path, read_pretrained(path, like)
+    return folder / MODEL_FILE, read_tensors(folder / MODEL_FILE)[0]
 
 
 def _describe_data(problem: Problem, key: bytes) -> dict[str, DataRecord]:

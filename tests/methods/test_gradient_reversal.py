@@ -223,7 +223,7 @@ def test_a_compacted_log_is_still_the_state_that_the_saved_record_names(tmp_path
         second = unlearn(following, method, execution=tiny.QUIET)
     assert isinstance(second.state, GradientLog)
     assert second.state.compact().ids_left() == list(RETAIN)
-    with pytest.raises(SavedModelError, match="does not match .*it was used since"):
+    with pytest.raises(SavedModelError, match=r"does not match .*it was used since"):
         Unlearned.load(saved, first.problem)
 
 

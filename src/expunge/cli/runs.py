@@ -17,7 +17,6 @@ from expunge.audit.evidence import EVIDENCE_FILE
 from expunge.cli.costs import CostTeller
 from expunge.cli.job import JOB_FILE, AuditSection, Job
 from expunge.cli.job_file import load_job
-from expunge.cli.language import MODEL_FOLDER, write_pretrained
 from expunge.cli.problems import Prepared, audit_settings_of, execution_of, method_of, prepare
 from expunge.errors import (
     CheckpointError,
@@ -32,7 +31,6 @@ from expunge.methods import Method
 from expunge.problem import Problem
 from expunge.report import REPORT_FILE, write_report
 from expunge.storage import ensure_writable, remove_partial_files
-from expunge.tasks import CausalLM
 from expunge.training import Execution
 from expunge.unlearning import KEY_FILE, RECORD_FILE, Record, Unlearned, read_record, unlearn
 
@@ -206,13 +204,10 @@ def _save(unlearned: Unlearned, job: Job, folder: Path) -> None:
     # the record comes last and marks a finished run
     try:
         job.save(folder)
-        if isinstance(unlearned.problem.task, CausalLM):
-            write_pretrained(unlearned.model, unlearned.problem.task, folder)
         unlearned.save(folder, key_path=job.key_in(folder))
     except OutputError:
         if not (folder / RECORD_FILE).exists():
             (folder / JOB_FILE).unlink(missing_ok=True)
-            shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
         raise
 
 
