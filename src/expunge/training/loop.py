@@ -125,6 +125,8 @@ class Loop:
 
     def _prepared(self) -> tuple[nn.Module, Any]:
         """The model as it is trained, and what steps."""
+        # Accelerate leaves a model alone that it prepared before, and so without autocast where that was taken off.
+        vars(self.model).pop("_is_accelerate_prepared", None)
         if self.accelerator.is_fsdp2:
             self.shards = Shards(self.accelerator, self.model, self.optimizer, self.settings)
             return self.shards.trained, self.shards.stepper

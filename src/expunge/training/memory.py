@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from expunge.errors import SettingError
 
 _KEPT = ("gradient_checkpointing", "_gradient_checkpointing_func")
+_HOOKS = ("_require_grads_hooks", "_require_grads_hook")
 
 
 @contextmanager
@@ -35,6 +36,7 @@ def recomputing(model: nn.Module) -> Generator[None]:
     before = [
         (module, {name: vars(module)[name] for name in _KEPT if name in vars(module)}) for module in model.modules()
     ]
+    hooked = any(vars(model).get(name) for name in _HOOKS)
     # Releases of transformers differ in the name.
     enable = getattr(model, "activation_checkpointing_enable", None) or cast(Any, model).gradient_checkpointing_enable
     # The other kind, with a backward pass inside the backward pass, has no gradient where only an adapter is trained.
@@ -42,6 +44,10 @@ def recomputing(model: nn.Module) -> Generator[None]:
     try:
         yield
     finally:
+        if not hooked:  # with it transformers made the embedding's output take a gradient
+            cast(Any, model).disable_input_require_grads()
+            for name in _HOOKS:
+                vars(model).pop(name, None)
         for module, settings in before:
             for name in _KEPT:
                 vars(module).pop(name, None)
