@@ -6,6 +6,7 @@ from typing import Any
 import datasets as hf
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 import tiny
@@ -14,8 +15,9 @@ from expunge.audit import Evidence
 from expunge.cli.job_file import load_job
 from expunge.cli.problems import prepare
 from expunge.errors import OutputError
-from expunge.states import log_training
-from expunge.storage import digest_model
+from expunge.methods.npo import npo_loss
+from expunge.states import GradientLog, log_training
+from expunge.storage import digest_model, read_tensors
 from expunge.training import Run
 from expunge.unlearning import Unlearned
 from job_folder import QUICK_AUDIT, JobFolder
@@ -251,6 +253,92 @@ def test_a_gradient_log_is_a_state_of_a_job(texts: JobFolder) -> None:
         result = texts.run()
     assert result.exit_code == 0, result.output
     assert texts.record()["state"]["kind"] == log.kind
+
+
+def test_memory_is_saved_as_the_job_says(texts: JobFolder) -> None:
+    texts.job["execution"] = {"gradient_checkpointing": True, "precision": "bf16"}
+    assert texts.run().exit_code == 0
+    settings = texts.record()["execution"]
+    assert (settings["gradient_checkpointing"], settings["precision"]) == (True, "bf16")
+    half = [loss for phase in texts.record()["phases"] for loss in phase["history"]]
+    AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
+    del texts.job["execution"]
+    assert texts.run("--output", texts.folder / "plain").exit_code == 0
+    record = json.loads((texts.folder / "plain" / "record.json").read_text())
+    plain = [loss for phase in record["phases"] for loss in phase["history"]]
+    assert half == pytest.approx(plain, rel=0.03, abs=0.03)
+    assert half != plain
+
+
+def test_a_loss_that_becomes_nan_stops_the_run_and_the_last_good_checkpoint_is_kept(
+    texts: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[torch.Tensor] = []
+
+    def spoiled(*arguments: Any) -> torch.Tensor:
+        steps.append(npo_loss(*arguments))
+        return steps[-1] * (float("nan") if len(steps) == 4 else 1.0)
+
+    texts.job["method"] = NPO | {"epochs": 8}
+    texts.job["execution"] = {"checkpoint_seconds": 1e-6}
+    with monkeypatch.context() as patch:
+        patch.setattr("expunge.methods.npo.npo_loss", spoiled)
+        complaint = last_line(texts)
+    assert "the objective of phase 'unlearn' became nan at step 4; lower the learning rate" in complaint
+    assert str(texts.output / "diverged") in complaint
+    assert texts.outputs() == {"diverged"}
+    tensors, notes = read_tensors(texts.output / "diverged" / "00-unlearn.safetensors")
+    assert notes["record"]["steps"] == 3
+    assert len(notes["record"]["history"]) == 3
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+    texts.job["method"]["learning_rate"] = 1e-4
+    assert texts.run().exit_code == 0, "and it does not stand in the way of a corrected run"
+
+
+@pytest.fixture
+def logged(texts: JobFolder) -> JobFolder:
+    """The job with a gradient log of its model's training."""
+    run = Run(words.TASK, 0, tiny.QUIET)
+    model, _ = log_training(words.recipe(epochs=4), words.facts(), run, texts.folder / "log")
+    assert isinstance(model, GPT2LMHeadModel)
+    model.save_pretrained(texts.folder / "original")
+    texts.job |= {"state": "log", "method": {"name": "gradient-reversal", "target_loss": 2.2, "overshoot": 0.0}}
+    return texts
+
+
+def test_a_log_of_another_model_is_refused(logged: JobFolder) -> None:
+    trained().save_pretrained(logged.folder / "original")
+    assert "the gradient log belongs to another model" in last_line(logged)
+
+
+def test_a_log_of_other_data_is_refused_and_their_order_does_not_matter(logged: JobFolder) -> None:
+    rows = [row | ({"answer": "bob is a pilot ."} if row["person"] == "bob" else {}) for row in words.facts()]
+    write_lines(logged.folder / "other.jsonl", rows)
+    logged.job["data"]["train"] = {"jsonl": "other.jsonl"}
+    assert "of the 2 examples are not among the 24 that the gradient log is of" in last_line(logged)
+    write_lines(logged.folder / "other.jsonl", words.facts()[::-1])
+    with pytest.warns(UserWarning, match="over-exposed"):
+        assert logged.run().exit_code == 0
+
+
+def test_a_log_that_lacks_entries_is_refused(logged: JobFolder) -> None:
+    log = GradientLog.open(logged.folder / "log")
+    log.store.keep(lambda record: record.example not in log.ids(words.TASK, words.facts()[2:3]))
+    assert "has no entry of example 2: it was never trained on, deleted before, or lost" in last_line(logged)
+
+
+def test_layers_that_do_not_exist_are_named(logged: JobFolder) -> None:
+    logged.job["method"]["layers"] = ["block:9"]
+    assert "nothing is called 'block:9'; there are all, embedding, head, block:0-1" in last_line(logged)
+
+
+def test_a_log_of_the_first_epoch_has_no_others(texts: JobFolder) -> None:
+    run = Run(words.TASK, 0, tiny.QUIET)
+    model, _ = log_training(words.recipe(epochs=2), words.facts(), run, texts.folder / "log", epochs="first")
+    assert isinstance(model, GPT2LMHeadModel)
+    model.save_pretrained(texts.folder / "original")
+    texts.job |= {"state": "log", "method": {"name": "gradient-reversal", "target_loss": 2.2}}
+    assert "the gradient log holds the first epoch only, and 'all' was asked for" in last_line(texts)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

@@ -38,6 +38,7 @@ Say = Callable[[str], None]
 """Tells the user what is going on."""
 
 CHECKPOINTS = "checkpoints"
+DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)
@@ -282,10 +283,15 @@ def _checkpoints(folder: Path) -> Generator[Path]:
         raise
     except BaseException as error:
         useless = _would_fail_again(error, afresh=afresh) or not any(path.glob("*.safetensors"))
-        if is_main_process() and useless:
+        kept = isinstance(error, DivergedError) and any(path.glob("*.safetensors"))
+        if is_main_process() and kept:
+            _set_aside(path, folder / DIVERGED)
+        elif is_main_process() and useless:
             _remove(path)
             if not existed and folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+        if kept:
+            raise DivergedError(f"{error}; the last checkpoint before that is kept in {folder / DIVERGED}") from error
         raise
     if is_main_process():
         _remove(path)
@@ -296,6 +302,13 @@ def _would_fail_again(error: BaseException, *, afresh: bool) -> bool:
     if isinstance(error, OutputError):
         return False
     return isinstance(error, DivergedError) or (afresh and isinstance(error, ExpungeError))
+
+
+def _set_aside(path: Path, place: Path) -> None:
+    """Keep checkpoints of a run that diverged where they are not in the way of a corrected one."""
+    if place.is_dir():
+        shutil.rmtree(place)
+    path.rename(place)
 
 
 def _remove(path: Path) -> None:
