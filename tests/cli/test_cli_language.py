@@ -1,4 +1,8 @@
 import json
+import os
+import socket
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -268,6 +272,27 @@ def test_memory_is_saved_as_the_job_says(texts: JobFolder) -> None:
     plain = [loss for phase in record["phases"] for loss in phase["history"]]
     assert half == pytest.approx(plain, rel=0.03, abs=0.03)
     assert half != plain
+
+
+def test_two_processes_run_a_job_as_one_does(texts: JobFolder) -> None:
+    texts.job["execution"] = {"device": "cpu", "threads": 1}
+    texts.job["method"] = NPO | {"retain_loss": "kl"}
+    assert texts.run().exit_code == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    command += ["-m", "expunge", "run", str(texts.folder / "job.yaml"), "--output", str(texts.folder / "two")]
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((texts.folder / "two" / "record.json").read_text())
+    assert record["execution"]["processes"] == 2
+    assert done.stderr.count("Unlearning with NPO") == 1, "one process speaks"
+    for one, two in zip(texts.record()["phases"], record["phases"], strict=True):
+        assert two["history"] == pytest.approx(one["history"], rel=0, abs=1e-5)
+    model = AutoModelForCausalLM.from_pretrained(texts.folder / "two" / "model")
+    assert digest_model(model) == record["result_digest"]
 
 
 def test_a_loss_that_becomes_nan_stops_the_run_and_the_last_good_checkpoint_is_kept(

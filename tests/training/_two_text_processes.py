@@ -104,12 +104,13 @@ def results(folder: Path, checkpoints: Path) -> Found:
     return found
 
 
-def refusals(folder: Path) -> dict[str, str]:
+def refusals(prepared: Path, folder: Path) -> dict[str, str]:
     """What several processes are refused, and in which words."""
     recipe = replace(words.recipe(epochs=1), execution=QUIET)
     return {
         "a log": _refusal(lambda: log_training(recipe, words.facts(), Run(words.TASK, 0, QUIET), folder / "refused")),
         "parting on a CPU": _refusal(_part_on_a_cpu),
+        "two models": _refusal(lambda: unlearn(_another_model(the_problem(prepared)), _NPO, execution=QUIET)),
     }
 
 
@@ -119,7 +120,7 @@ def main(folder: Path, way: str) -> None:
     if way == "sharded":
         _talk_accelerate_into_parting()
     found = results(folder, folder / way / "checkpoints")
-    refused = refusals(folder / way) if way == "ddp" else {}
+    refused = refusals(folder, folder / way) if way == "ddp" else {}
     accelerator = QUIET.accelerator()
     sums = gather_object([{name: float(flat.double().sum()) for name, (flat, _) in found.items()}])
     if accelerator.is_main_process:
@@ -161,6 +162,12 @@ def _talk_accelerate_into_parting() -> None:
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap"
     )
     PartialState().distributed_type = DistributedType.FSDP
+
+
+def _another_model(problem: Problem) -> Problem:
+    with torch.no_grad():
+        next(problem.model.parameters())[0, 0] += QUIET.accelerator().process_index
+    return problem
 
 
 def _part_on_a_cpu() -> None:

@@ -98,6 +98,10 @@ def test_parting_on_a_cpu_is_refused_and_not_left_out_silently(launched: Any) ->
     assert "launch without --use_fsdp, or on GPUs" in refusal
 
 
+def test_processes_that_hold_different_models_are_refused(launched: Any) -> None:
+    assert "the processes hold models with different weights" in launched("ddp")[1]["refused"]["two models"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="accelerate parts models on GPUs alone (FSDP2)")
 def test_parts_on_gpus_as_accelerate_launches_them(prepared: Path) -> None:
