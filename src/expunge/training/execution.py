@@ -24,7 +24,7 @@ class Execution:
             BatchNorm then sees the smaller batches.
         workers: Background processes that fetch examples; of use where reading an example is slow.
         gradient_checkpointing: Compute the blocks of a Hugging Face model a second time in the backward pass instead of
-            keeping what they computed: less memory, about a third more time, the same numbers.
+            keeping what they computed: less memory for one more forward pass a step, and the same numbers.
         threads: CPU threads of torch while a run lasts; the process's own number is restored afterwards. By default
             that number stays. One thread is often fastest for tiny models, and where a machine is busy: threads that
             wait for one another spin. Another number gives other bits, for sums are then added up in another order.
