@@ -16,8 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import expunge
 import tiny
-from expunge import CausalLM, GradientReversal, Problem, Record, load_state, unlearn
-from expunge.errors import AlreadyForgottenError, MissingNeedError, SettingError, StateError
+from expunge import CausalLM, GradientReversal, Problem, Record, Unlearned, load_state, unlearn
+from expunge.errors import AlreadyForgottenError, MissingNeedError, SavedModelError, SettingError, StateError
 from expunge.methods._search import reach
 from expunge.states import GradientLog, GradientRecorder
 from expunge.storage import digest_model
@@ -195,6 +195,36 @@ def test_the_state_is_for_the_next_request(tmp_path: Path) -> None:
     assert isinstance(second.state, GradientLog)
     left = second.state.compact()
     assert left.ids_left() == list(RETAIN)
+
+
+def test_a_compacted_log_is_still_the_state_that_the_saved_record_names(tmp_path: Path) -> None:
+    problem, saved = train(tmp_path / "log").problem, tmp_path / "saved"
+    assert isinstance(problem.forget, list)
+    method = GradientReversal(target_loss=3.0, overshoot=0.0, repair_steps=0)
+    with may_warn():
+        first = unlearn(dataclasses.replace(problem, forget=problem.forget[:3]), method, execution=tiny.QUIET)
+    first.save(saved)
+    before = first.state
+    assert isinstance(before, GradientLog)
+    size = before.store.bytes
+    compacted = before.compact()
+    assert compacted.store.bytes < size, "the entries are gone"
+    assert compacted.digest() == before.digest()
+    loaded = Unlearned.load(saved, first.problem).state
+    assert isinstance(loaded, GradientLog)
+    assert (
+        loaded.digest()
+        == before.digest()
+        != GradientLog.create(tmp_path / "b", first.model, TASK, problem.forget).digest()
+    )
+    assert loaded.compact().digest() == before.digest(), "once more changes nothing"
+    following = dataclasses.replace(first.problem, model=first.model, forget=problem.forget[3:], state=loaded)
+    with may_warn():
+        second = unlearn(following, method, execution=tiny.QUIET)
+    assert isinstance(second.state, GradientLog)
+    assert second.state.compact().ids_left() == list(RETAIN)
+    with pytest.raises(SavedModelError, match=r"does not match .*it was used since"):
+        Unlearned.load(saved, first.problem)
 
 
 def test_a_copy_that_is_not_in_the_forget_set_is_found_by_its_influence(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from expunge.audit.shadows import require_unlearnable
 from expunge.cli.costs import CostTeller
 from expunge.cli.job import JOB_FILE, AuditSection, Job
 from expunge.cli.job_file import load_job
-from expunge.cli.language import MODEL_FOLDER, write_pretrained
 from expunge.cli.problems import Prepared, audit_settings_of, execution_of, method_of, prepare
 from expunge.cli.processes import is_main_process
 from expunge.errors import (
@@ -32,7 +31,6 @@ from expunge.methods import Method
 from expunge.problem import Problem
 from expunge.report import REPORT_FILE, write_report
 from expunge.storage import ensure_writable, remove_partial_files
-from expunge.tasks import CausalLM
 from expunge.training import Execution
 from expunge.unlearning import KEY_FILE, RECORD_FILE, Record, Unlearned, read_record, unlearn
 
@@ -40,6 +38,7 @@ Say = Callable[[str], None]
 """Tells the user what is going on."""
 
 CHECKPOINTS = "checkpoints"
+DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)
@@ -200,13 +199,10 @@ def _save(unlearned: Unlearned, job: Job, folder: Path) -> None:
     # the record comes last and marks a finished run
     try:
         job.save(folder)
-        if isinstance(unlearned.problem.task, CausalLM):
-            write_pretrained(unlearned.model, unlearned.problem.task, folder)
         unlearned.save(folder, key_path=job.key_in(folder))
     except OutputError:
         if not (folder / RECORD_FILE).exists():
             (folder / JOB_FILE).unlink(missing_ok=True)
-            shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
         raise
 
 
@@ -281,10 +277,15 @@ def _checkpoints(folder: Path) -> Generator[Path]:
         raise
     except BaseException as error:
         useless = _would_fail_again(error, afresh=afresh) or not any(path.glob("*.safetensors"))
-        if is_main_process() and useless:
+        kept = isinstance(error, DivergedError) and any(path.glob("*.safetensors"))
+        if is_main_process() and kept:
+            _set_aside(path, folder / DIVERGED)
+        elif is_main_process() and useless:
             _remove(path)
             if not existed and folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+        if kept:
+            raise DivergedError(f"{error}; the last checkpoint before that is kept in {folder / DIVERGED}") from error
         raise
     if is_main_process():
         _remove(path)
@@ -295,6 +296,13 @@ def _would_fail_again(error: BaseException, *, afresh: bool) -> bool:
     if isinstance(error, OutputError):
         return False
     return isinstance(error, DivergedError) or (afresh and isinstance(error, ExpungeError))
+
+
+def _set_aside(path: Path, place: Path) -> None:
+    """Keep checkpoints of a run that diverged where they are not in the way of a corrected one."""
+    if place.is_dir():
+        shutil.rmtree(place)
+    path.rename(place)
 
 
 def _remove(path: Path) -> None:

@@ -3,8 +3,9 @@
 from expunge.states.base import StateKind, digest_state
 from expunge.states.closed_form import ClosedForm
 from expunge.states.curvature import CurvatureState, HeadSettings
-from expunge.states.gradient_log import GradientLog, LogSettings
+from expunge.states.gradient_log import GradientLog
 from expunge.states.gradient_recorder import GradientRecorder, log_training, token_weights
+from expunge.states.gradient_settings import LogSettings
 from expunge.states.head import HeadLoss, HeadRows, fit_head, head_rows
 from expunge.states.moments import ClassMoments
 from expunge.states.normal_classes import DiscriminantStatistics, NaiveBayesStatistics

@@ -25,11 +25,16 @@ class Request:
     positions: Tensor  # (micro batch,) positions in the concatenated parts of the term
     step_examples: int  # examples of the term in this step, over all processes
     seed: int
+    idle: bool = False  # its examples belong to another process, and count for nothing here
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The order of examples over a phase."""
+    """The order of examples over a phase.
+
+    With `even` every process makes as many forward passes in a step as the others, idle ones where it has no examples
+    left: those that hold parts of one model wait for one another in each.
+    """
 
     terms: Sequence[Term]
     steps: int
@@ -37,6 +42,7 @@ class Plan:
     micro_batch_size: int | None = None
     rank: int = 0
     processes: int = 1
+    even: bool = False
 
     def from_step(self, start: int) -> Iterator[list[Request]]:
         """For each step from `start` on, the forward passes of this process."""
@@ -50,11 +56,13 @@ class Plan:
                     batches[number] = epoch, order.tensor_split(term.steps_per_epoch)
                 batch = batches[number][1][within]
                 mine = batch[self.rank :: self.processes]
-                pieces = math.ceil(len(mine) / (self.micro_batch_size or len(mine)))
+                share = math.ceil(len(batch) / self.processes) if self.even else len(mine)
+                pieces = math.ceil(share / (self.micro_batch_size or share))
                 # Pieces of nearly equal size: BatchNorm cannot train on a remainder of one example.
                 for piece, positions in enumerate(mine.tensor_split(pieces)):
                     seed = derive(self.seed, "fetch", step, number, piece, self.rank)
-                    requests.append(Request(number, positions, len(batch), seed))
+                    idle = len(positions) == 0
+                    requests.append(Request(number, batch[:1] if idle else positions, len(batch), seed, idle))
             yield requests
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from expunge.data import MapDataset, subset
@@ -48,6 +48,7 @@ def unlearn(
 
     Raises:
         MissingNeedError: The method needs something that the problem lacks.
+        ModelError: Processes hold different models, or the model gives no finite loss on its own data.
         SettingError: A setting has a value that cannot be used.
         DataError: An example cannot be used with the model. Labels are checked before anything is computed.
         ForgetSetError: The labels contradict the problem's `classes`.
@@ -63,6 +64,7 @@ def unlearn(
     settings = plain(dataclasses.asdict(method))
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
     run = Run(problem.task, seed, execution)
+    _require_same_everywhere(run, original_digest)
     with reproducible(run.execution.threads):
         problem.check_labels()
         key = _key_for(run, folder, resume=resume)
@@ -137,6 +139,14 @@ def _probe(problem: Problem, run: Run) -> None:
         for losses in over_batches(run, model, _first(dataset), run.task.losses):
             if not bool(torch.isfinite(losses).all()):
                 raise ModelError("the model gives a loss that is NaN or infinite on its own data; check the model")
+
+
+def _require_same_everywhere(run: Run, digest: str) -> None:
+    if run.accelerator.num_processes > 1 and len(set(gather_object([digest]))) > 1:
+        raise ModelError(
+            "the processes hold models with different weights; load the same ones in each (under FSDP, from_pretrained "
+            "gives them to the main process alone unless it is launched with --fsdp_cpu_ram_efficient_loading false)"
+        )
 
 
 def _first(dataset: MapDataset) -> MapDataset:

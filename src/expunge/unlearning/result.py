@@ -4,13 +4,16 @@ import copy
 import dataclasses
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from expunge.errors import SavedModelError
 from expunge.methods import Method
+from expunge.pretrained import PRETRAINED_FOLDER, read_pretrained, written_pretrained
 from expunge.problem import DeletionState, Problem
 from expunge.states import STATE_FILE, load_state, state_bytes
 from expunge.storage import digest_model, digest_tensors, json_bytes, read_tensors, tensors_bytes, write_files
+from expunge.tasks import CausalLM
 from expunge.training import reproducible
 from expunge.unlearning.record import RECORD_FILE, Record, describe_data, keyed, plain, read_record
 
@@ -45,6 +48,9 @@ class Unlearned:
     def save(self, folder: str | Path, *, key_path: str | Path | None = None) -> None:
         """Write the weights, the record and, readable by the owner only, the key and the state.
 
+        The weights of a Hugging Face language model go into a folder `model`, as `save_pretrained` writes it, with the
+        task's tokenizer; those of another model into `model.safetensors`.
+
         Args:
             folder: Where to; it is made where it is missing.
             key_path: File for the key, if it is not to lie in the folder: whoever has the key and the record can test
@@ -55,16 +61,16 @@ class Unlearned:
         """
         folder = Path(folder)
         key = _key_file(folder, key_path)
-        contents = {
-            folder / MODEL_FILE: tensors_bytes(self.model.state_dict()),
-            key: self.key,
-            folder / RECORD_FILE: json_bytes(self.record.model_dump(mode="json")),
-        }
+        contents = {key: self.key, folder / RECORD_FILE: json_bytes(self.record.model_dump(mode="json"))}
         private = {key}
         if self.state is not None:
             contents[folder / STATE_FILE] = state_bytes(self.state)
             private.add(folder / STATE_FILE)
-        write_files(contents, private=private)
+        if isinstance(self.problem.task, CausalLM) and isinstance(self.model, PreTrainedModel):
+            with written_pretrained(self.model, self.problem.task.tokenizer, folder):
+                write_files(contents, private=private)
+        else:
+            write_files({folder / MODEL_FILE: tensors_bytes(self.model.state_dict())} | contents, private=private)
 
     @classmethod
     def load(
@@ -95,10 +101,10 @@ class Unlearned:
             record.settings,
         ):
             raise SavedModelError(f"{folder / RECORD_FILE} speaks of another method, or of other settings of it")
-        tensors, _ = read_tensors(folder / MODEL_FILE)
+        path, tensors = _saved_weights(folder, problem.model)
         if digest_tensors(tensors) != record.result_digest:
             raise SavedModelError(
-                f"{folder / MODEL_FILE} does not match {RECORD_FILE}: the weights were changed or belong to another "
+                f"{path} does not match {RECORD_FILE}: the weights were changed or belong to another "
                 "run; restore both files from the same run"
             )
         key = read_key(_key_file(folder, key_path))
@@ -129,6 +135,14 @@ def read_key(path: Path) -> bytes:
             f"the key {path} cannot be read ({error.strerror}); restore it from a copy, or say where it "
             "lies (key_path=, or `key` in the job)"
         ) from error
+
+
+def _saved_weights(folder: Path, like: nn.Module) -> tuple[Path, dict[str, Tensor]]:
+    """Where the weights of a saved run lie, and what they are."""
+    path = folder / PRETRAINED_FOLDER
+    if path.is_dir():
+        return path, read_pretrained(path, like)
+    return folder / MODEL_FILE, read_tensors(folder / MODEL_FILE)[0]
 
 
 def _key_file(folder: Path, key_path: str | Path | None) -> Path:
