@@ -2,7 +2,8 @@
 
 from expunge.training.checkpoint import CheckpointFolder, PhaseRecord
 from expunge.training.evaluation import over_batches
-from expunge.training.objective import Algorithm, Objective, Optimizer, Schedule, Term
+from expunge.training.gradients import mean_by_example, mean_gradient
+from expunge.training.objective import Algorithm, Objective, Optimizer, ReferredObjective, Schedule, Term
 from expunge.training.progress import bar
 from expunge.training.recipe import Supervised
 from expunge.training.run import Execution, Recording, Run, StepRecorder
@@ -16,12 +17,15 @@ __all__ = [
     "Optimizer",
     "PhaseRecord",
     "Recording",
+    "ReferredObjective",
     "Run",
     "Schedule",
     "StepRecorder",
     "Supervised",
     "Term",
     "bar",
+    "mean_by_example",
+    "mean_gradient",
     "over_batches",
     "reproducible",
     "seed_globals",

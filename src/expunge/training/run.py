@@ -4,7 +4,7 @@ import copy
 import math
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
@@ -22,6 +22,7 @@ from expunge.settings import require_at_least, require_one_of, require_whole
 from expunge.tasks import Batch, Task
 from expunge.training.batches import Plan, Request, stream
 from expunge.training.checkpoint import CheckpointFolder, PhaseRecord
+from expunge.training.conduct import Conduct, ScaledGradient
 from expunge.training.objective import Optimizer, Term
 from expunge.training.progress import Bar, bar
 from expunge.training.seeds import derive, generator, seed_globals
@@ -138,6 +139,12 @@ class Run:
         self.checkpoints = checkpoints
         self.accelerator = self.execution.accelerator()
         self.phases: list[PhaseRecord] = []
+        self._carried: torch.optim.Optimizer | None = None
+
+    @property
+    def carried(self) -> torch.optim.Optimizer | None:
+        """The optimiser of the last phase that was to hand its state on."""
+        return self._carried
 
     @property
     def device(self) -> torch.device:
@@ -191,7 +198,10 @@ class Run:
         *,
         steps: int | None = None,
         epochs: float | None = None,
+        passes: Sequence[int] | None = None,
         batch_statistics: bool = True,
+        gradient_scale: Mapping[str, Tensor] | None = None,
+        carry_optimizer: bool = False,
         watch: Watch | None = None,
         recording: Recording | None = None,
     ) -> PhaseRecord:
@@ -199,20 +209,30 @@ class Run:
 
         Args:
             phase: Name, unique within the run.
-            model: What is trained: the parameters that require a gradient.
+            model: What is trained: the parameters that require a gradient. A normalisation layer whose parameters
+                are all frozen keeps its statistics too.
             terms: What is minimised.
             optimizer: How.
             steps: Number of optimiser steps; or
-            epochs: Passes over the first term, of which fractions count.
+            epochs: Passes over the first term, of which fractions count; or
+            passes: Numbers of terms that take turns, each for one pass over its data: (0, 1, 0, 1) are two rounds of
+                two terms. Otherwise every step minimises the sum of all.
             batch_statistics: Train mode (dropout on, BatchNorm uses and updates its statistics); otherwise
                 evaluation mode.
+            gradient_scale: By name of a parameter, a factor on the gradient of each of its weights. A weight whose
+                factor is 0 stays as it is to the bit: weight decay and momentum do not move it either.
+            carry_optimizer: Go on with the optimiser's state, such as momentum, of the last phase that was told so,
+                and hand it on to the next.
             watch: Called after each step; may end the phase.
             recording: Looks on, example by example; for one term over one dataset, in one process.
 
         Raises:
             DivergedError: The objective became NaN or infinite.
         """
-        length = steps if steps is not None else (epochs or 0) * terms[0].steps_per_epoch
+        conduct = Conduct(batch_statistics, passes, gradient_scale or {}, carry_optimizer)
+        length = conduct.steps(phase, terms)
+        if length is None:
+            length = steps if steps is not None else (epochs or 0) * terms[0].steps_per_epoch
         if not 0 < length < math.inf:
             raise SettingError(f"phase {phase!r} has {length} steps; give `steps` or `epochs` so that there is one")
         total = math.ceil(length)
@@ -224,9 +244,11 @@ class Run:
             )
         if recording is not None:
             self._require_recordable(phase, terms)
-        loop = _Loop(self, phase, model, terms, optimizer, total, batch_statistics)
+        loop = _Loop(self, phase, model, terms, optimizer, total, conduct)
         record = loop.run(watch, recording)
         self.phases.append(record)
+        if carry_optimizer:
+            self._carried = loop.optimizer
         return record
 
     def _require_recordable(self, phase: str, terms: Sequence[Term]) -> None:
@@ -247,15 +269,18 @@ class _Loop:
         terms: Sequence[Term],
         optimizer: Optimizer,
         steps: int,
-        batch_statistics: bool,
+        conduct: Conduct,
     ) -> None:
         self.run_, self.terms, self.steps, self.model = run, terms, steps, model
         self.accelerator, self.settings = run.execution.accelerator(), optimizer
         self.seed = derive(run.seed, "phase", phase)
-        self.batch_statistics = batch_statistics
+        self.conduct = conduct
         self.index = len(run.phases)
         self.record = PhaseRecord(name=phase)
         self.optimizer = optimizer.build(parameter for parameter in model.parameters() if parameter.requires_grad)
+        if conduct.carry_optimizer and run.carried is not None:
+            self.optimizer.load_state_dict(copy.deepcopy(run.carried.state_dict()))
+        self.scaled: list[ScaledGradient] = []
         self.pending: list[Tensor] = []
         self.recorder: StepRecorder | None = None
 
@@ -277,9 +302,11 @@ class _Loop:
             self.run_.execution.micro_batch_size,
             self.accelerator.process_index,
             self.accelerator.num_processes,
+            self.conduct.passes,
         )
+        self.scaled = self.conduct.scaled(model)
         wrapped, stepper = cast("tuple[nn.Module, Any]", self.accelerator.prepare(model, self.optimizer))
-        wrapped.train(self.batch_statistics)
+        self.conduct.set_mode(wrapped)
         if recording is not None:
             self.recorder = recording(model, self.optimizer, self.record.steps)
         try:
@@ -308,7 +335,7 @@ class _Loop:
                 if len(self.pending) >= _STEPS_BETWEEN_LOSS_CHECKS:
                     self._collect_losses(display)
                 stop = watch is not None and bool(watch(self.record.steps))
-                wrapped.train(self.batch_statistics)
+                self.conduct.set_mode(wrapped)
                 if stop:
                     break
                 if self.record.steps < self.steps and self._is_save_due(now - last_saved):
@@ -329,9 +356,13 @@ class _Loop:
             synchronise = number == len(requests) - 1
             with nullcontext() if synchronise else self.accelerator.no_sync(model):
                 total += self._backward(model, request, batch)
+        for each in self.scaled:
+            each.apply()
         self._clip(model)
         stepper.step()
         stepper.zero_grad()
+        for each in self.scaled:
+            each.restore()
         self.record.steps += 1
         self.record.examples += sum(
             request.step_examples for request in {request.term: request for request, _ in requests}.values()
@@ -351,7 +382,8 @@ class _Loop:
         term = self.terms[request.term]
         moved = self.run_.to_device(batch)
         with self._recorded(request, term.weight / request.step_examples):
-            values = term.objective(model, moved if term.augment is None else term.augment(moved))
+            seen = moved if term.augment is None else term.augment(moved)
+            values = term.losses(model, seen, request.positions)
             share = term.weight * values.sum() / request.step_examples
             self.accelerator.backward(share * self.accelerator.num_processes)
         return share.detach()
@@ -398,12 +430,13 @@ class _Loop:
                     self.optimizer,
                     self.accelerator.scaler,
                     complete=complete,
+                    keep_optimizer=self.conduct.carry_optimizer,
                 )
             self.accelerator.wait_for_everyone()
 
     def _plan_in_words(self) -> str:
         terms = [(term.length, term.batch_size, term.weight) for term in self.terms]
-        return f"{self.steps} steps, {self.settings}, terms {terms}, batch statistics {self.batch_statistics}"
+        return f"{self.steps} steps, {self.settings}, terms {terms}, {self.conduct.in_words()}"
 
 
 class _MemoryWatch:
