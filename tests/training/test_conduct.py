@@ -20,8 +20,8 @@ from expunge.training import (
     Optimizer,
     Run,
     Term,
+    mean_by_batch,
     mean_by_example,
-    mean_gradient,
 )
 from expunge.training.batches import Plan
 
@@ -233,14 +233,27 @@ def test_squared_gradients_equal_a_loop_over_examples(shape: str) -> None:
                 mean[name] += weight.grad / len(data)
     run = Run(tiny.TASK, 0, Execution(device="cpu", progress=False, micro_batch_size=4))
     squared = mean_by_example(run, "squares", model, data, [tiny.TASK.losses])
-    plain = mean_gradient(run, "gradient", model, data, tiny.TASK.losses)
+    plain = mean_by_batch(run, "gradient", model, data, tiny.TASK.losses)
+    by_three = mean_by_batch(run, "batches", model, data, tiny.TASK.losses, torch.square, batch_size=3)
+    assert all(torch.allclose(by_three[name], squares_of_batches(model, data, 3)[name], atol=1e-6) for name in expected)
     for name in expected:
         assert torch.allclose(squared[name], expected[name], atol=1e-6), name
         assert torch.allclose(plain[name], mean[name], atol=1e-6), name
     assert max(float(each.max()) for each in expected.values()) > 1e-2, "gradients of nought would show nothing"
     squares_of_means = {name: each.square() for name, each in mean.items()}
     assert any(not torch.allclose(squares_of_means[name], expected[name], atol=1e-3) for name in expected)
-    assert [(phase.steps, phase.examples, len(phase.history)) for phase in run.phases] == [(3, 9, 3)] * 2
+    assert [(phase.steps, phase.examples, len(phase.history)) for phase in run.phases] == [(3, 9, 3)] * 3
+
+
+def squares_of_batches(model: nn.Module, data: Any, size: int) -> dict[str, Tensor]:
+    total = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
+    for start in range(0, len(data), size):
+        model.zero_grad()
+        batch = tiny.TASK.collate([data[index] for index in range(start, start + size)])
+        tiny.TASK.losses(model, batch).mean().backward()
+        for name, weight in model.named_parameters():
+            total[name] += 0 if weight.grad is None else weight.grad.square() * size / len(data)
+    return total
 
 
 def test_measuring_leaves_the_model_alone(tmp_path: Path) -> None:

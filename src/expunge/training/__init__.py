@@ -2,7 +2,7 @@
 
 from expunge.training.checkpoint import CheckpointFolder, PhaseRecord
 from expunge.training.evaluation import over_batches
-from expunge.training.gradients import mean_by_example, mean_gradient
+from expunge.training.gradients import mean_by_batch, mean_by_example
 from expunge.training.objective import Algorithm, Objective, Optimizer, ReferredObjective, Schedule, Term
 from expunge.training.progress import bar
 from expunge.training.recipe import Supervised
@@ -24,8 +24,8 @@ __all__ = [
     "Supervised",
     "Term",
     "bar",
+    "mean_by_batch",
     "mean_by_example",
-    "mean_gradient",
     "over_batches",
     "reproducible",
     "seed_globals",

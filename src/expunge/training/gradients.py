@@ -1,7 +1,8 @@
 """What gradients say of each weight, measured over a dataset without training."""
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import psutil
@@ -11,9 +12,9 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
-from expunge.data import MapDataset
+from expunge.data import MapDataset, View
 from expunge.tasks import Batch
-from expunge.training.batches import in_order
+from expunge.training.batches import fetch
 from expunge.training.checkpoint import PhaseRecord
 from expunge.training.objective import Objective
 from expunge.training.progress import bar
@@ -57,8 +58,8 @@ def mean_by_example(
     size = _examples_at_once(run, sum(weight.numel() for weight in weights.values()))
     single = [_single(_Objective(frozen, objective)) for objective in objectives]
     # The other kernels of attention have no rule for single examples, and would loop over them with a warning.
-    with _Measuring(run, phase, dataset, size) as measuring, sdpa_kernel(SDPBackend.MATH):
-        for batch in measuring:
+    with _Measuring(run, phase, dataset) as measuring, sdpa_kernel(SDPBackend.MATH):
+        for batch in measuring.batches(torch.arange(len(dataset)).split(size)):
             alone = tree_map(lambda leaf: leaf.unsqueeze(1) if isinstance(leaf, Tensor) else leaf, batch)
             for one in single:
                 gradients, values = one(weights, alone)
@@ -68,22 +69,48 @@ def mean_by_example(
     return total
 
 
-def mean_gradient(
-    run: Run, phase: str, model: nn.Module, dataset: MapDataset, objective: Objective, batch_size: int = 256
+def mean_by_batch(
+    run: Run,
+    phase: str,
+    model: nn.Module,
+    dataset: MapDataset,
+    objective: Objective,
+    reduction: Reduction | None = None,
+    batch_size: int = 256,
 ) -> dict[str, Tensor]:
-    """The gradient of the mean objective over a dataset, by name of a parameter; the model is in evaluation mode."""
+    """The mean over batches of a function of each batch's mean gradient.
+
+    Without a function it is the gradient of the mean objective, whatever the size of a batch.
+
+    Args:
+        run: Where the measurement belongs to, as a phase of its own.
+        phase: Its name.
+        model: Looked at in evaluation mode; it is not changed.
+        dataset: The examples, which are cut into batches in their order.
+        objective: One number an example.
+        reduction: Applied to the gradient of a batch, (*weights), before it is averaged.
+        batch_size: Most examples in a batch; all are of nearly this size.
+
+    Returns:
+        By name of a parameter, a number a weight, on the run's device.
+    """
     copied = run.copy(model).eval()
     weights = dict(copied.named_parameters())
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    size = min(batch_size, run.execution.micro_batch_size or batch_size)
-    with _Measuring(run, phase, dataset, size) as measuring:
-        for batch in measuring:
-            values = objective(copied, batch)
-            found = torch.autograd.grad(values.sum() / len(dataset), list(weights.values()), allow_unused=True)
-            for name, each in zip(weights, cast("tuple[Tensor | None, ...]", found), strict=True):
-                if each is not None:
-                    total[name] += each
-            measuring.saw(values.detach())
+    batches = torch.arange(len(dataset)).tensor_split(math.ceil(len(dataset) / batch_size))
+    most = run.execution.micro_batch_size or batch_size
+    with _Measuring(run, phase, dataset) as measuring:
+        for positions in batches:
+            sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+            for batch in measuring.batches(positions.tensor_split(math.ceil(len(positions) / most))):
+                values = objective(copied, batch)
+                measuring.saw(values)
+                found = torch.autograd.grad(values.sum() / len(positions), list(weights.values()), allow_unused=True)
+                for name, each in zip(weights, cast("tuple[Tensor | None, ...]", found), strict=True):
+                    if each is not None:
+                        sums[name] += each
+            for name, each in sums.items():
+                total[name] += (each if reduction is None else reduction(each)) * (len(positions) / len(dataset))
     return total
 
 
@@ -117,32 +144,34 @@ def _examples_at_once(run: Run, weights: int) -> int:
 class _Measuring:
     """A pass over a dataset that is a phase of its own, with progress and cost, but without a step."""
 
-    def __init__(self, run: Run, phase: str, dataset: MapDataset, size: int) -> None:
-        self.run, self.dataset, self.size = run, dataset, size
+    def __init__(self, run: Run, phase: str, dataset: MapDataset) -> None:
+        self.run, self.view = run, View.of(dataset)
         self.record = PhaseRecord(name=phase)
-        self.values: list[Tensor] = []
+        enabled = run.execution.progress and run.accelerator.is_local_main_process
+        self.bar = bar(phase, len(dataset), enabled=enabled)
 
     def __enter__(self) -> "_Measuring":
         self.started = time.monotonic()
+        self.display = self.bar.__enter__()
         return self
 
-    def __iter__(self) -> Any:
-        enabled = self.run.execution.progress and self.run.accelerator.is_local_main_process
-        with bar(self.record.name, len(self.dataset), enabled=enabled) as display:
-            for batch in in_order(self.run.task, self.dataset, self.size):
-                self.values = []
-                yield self.run.to_device(batch)
-                seen = len(self.values[0])
-                self.record.steps += 1
-                self.record.examples += seen
-                self.record.history.append(float(torch.stack(self.values).sum(0).mean()))
-                self.record.peak_memory_bytes = max(self.record.peak_memory_bytes, _memory(self.run.device))
-                display.advance(seen)
+    def batches(self, positions: Iterable[Tensor]) -> Iterator[Batch]:
+        """Fetch examples, batch after batch."""
+        for chosen in positions:
+            self.values: list[Tensor] = []
+            yield self.run.to_device(fetch(self.run.task, [self.view], chosen))
+            self.record.steps += 1
+            self.record.examples += len(chosen)
+            self.record.history.append(float(torch.stack(self.values).sum(0).mean()))
+            self.record.peak_memory_bytes = max(self.record.peak_memory_bytes, _memory(self.run.device))
+            self.display.advance(len(chosen))
 
     def saw(self, values: Tensor) -> None:
-        self.values.append(values.detach())
+        """Remember what an objective was, for the history."""
+        self.values.append(values.detach().flatten())
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *details: Any) -> None:
+        self.bar.__exit__(kind, *details)
         if kind is None:
             self.record.seconds = time.monotonic() - self.started
             self.run.phases.append(self.record)
