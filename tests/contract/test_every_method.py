@@ -19,7 +19,11 @@ from expunge import CausalLM, Need, Problem, Record, Run, Stage, Task, Tier, unl
 from expunge.errors import MissingNeedError, ModelChangedError, SettingError, UnsupportedTaskError
 from expunge.methods import (
     EMMN,
+    LFSSD,
+    SCRUB,
+    SSD,
     UNSIR,
+    BadTeacher,
     FineTune,
     GradientAscent,
     JustInTime,
@@ -30,6 +34,7 @@ from expunge.methods import (
     NoisyFineTune,
     RandomLabel,
     Retrain,
+    SalUn,
 )
 from expunge.storage import digest_model
 from expunge.training import Algorithm, Optimizer, Term
@@ -42,6 +47,11 @@ METHODS: dict[str, Method] = {
     "RandomLabel": RandomLabel(1e-3, epochs=1, batch_size=32),
     "EMMN": EMMN(noise_images=8, batch_size=16),
     "JustInTime": JustInTime(copies=4, batch_size=16),
+    "SCRUB": SCRUB(batch_size=16, forget_batch_size=16, max_epochs=1, epochs=2),
+    "SalUn": SalUn(epochs=1, batch_size=16),
+    "SSD": SSD(selection=1.5, batch_size=8),
+    "LFSSD": LFSSD(selection=1.2, batch_size=8),
+    "BadTeacher": BadTeacher(batch_size=16),
     "UNSIR": UNSIR(noise_images=8, noise_steps=4, noise_repeats=2, retain_per_class=15, batch_size=32),
     "UNSIR paper": UNSIR.preset(  # the published penalty lets the noise learn nothing on inputs as small as these
         "paper", noise_images=8, noise_steps=4, noise_penalty=1, noise_repeats=3, retain_per_class=15, batch_size=32
@@ -85,6 +95,10 @@ ACCEPTED = {
     ("NegGradPlus", "weight_decay", 0),
     ("EMMN", "noise_penalty", 0),
     ("UNSIR", "noise_penalty", 0),
+    ("SCRUB", "weight_decay", 0),
+    ("SCRUB", "retain_weight", 0),
+    ("SCRUB", "distillation_weight", 0),
+    ("SalUn", "weight_decay", 0),
 }
 
 
@@ -286,6 +300,11 @@ CANARIES: dict[str, Method] = {
     "RandomLabel": RandomLabel(0.01, epochs=10, batch_size=32),
     "EMMN": EMMN(noise_images=32, noise_repeats=20, learning_rate=0.02, batch_size=32),
     "JustInTime": JustInTime(noise=0.5, learning_rate=0.03, epochs=10, batch_size=16),
+    "SCRUB": SCRUB(0.02, epochs=6, max_epochs=4, batch_size=16, retain_weight=1.0, distillation_weight=0.5),
+    "SalUn": SalUn(learning_rate=0.05, epochs=5, batch_size=16),
+    "SSD": SSD(selection=1.5, batch_size=8),
+    "LFSSD": LFSSD(selection=1.2, batch_size=8),
+    "BadTeacher": BadTeacher(learning_rate=0.01, epochs=10, batch_size=32),
     "UNSIR": UNSIR.preset(  # as many steps of repair as published, with fewer examples a step
         "paper", noise_images=16, noise_penalty=1, noise_repeats=4, retain_per_class=30, repair_epochs=4, batch_size=8
     ),
