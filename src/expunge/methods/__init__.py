@@ -1,6 +1,7 @@
 """How to forget: one file an algorithm."""
 
 from expunge.methods.adapters import LoraSettings
+from expunge.methods.amnesiac import Amnesiac
 from expunge.methods.bad_teacher import BadTeacher
 from expunge.methods.base import Forgotten, Maturity, Method, Need, Tier
 from expunge.methods.boundary_expand import BoundaryExpand
@@ -53,6 +54,7 @@ __all__ = [
     "SSD",
     "UNDIAL",
     "UNSIR",
+    "Amnesiac",
     "BadTeacher",
     "BoundaryExpand",
     "BoundaryShrink",
