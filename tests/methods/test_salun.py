@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import tiny
 from expunge import Problem, SalUn, split, unlearn
 from expunge.methods._labels import wrong_labels
 from expunge.methods.salun import largest
+from expunge.training import Execution
 from expunge.training.seeds import generator
 
 WHOLE = 1000
@@ -103,3 +106,31 @@ def test_single_examples_can_be_forgotten(mlp_problem: Problem) -> None:
             after, before = (F.cross_entropy(each(inputs), labels) for each in (model, problem.model))
         losses.append(float(after - before))
     assert tiny.interval(losses)[0] > 0
+
+
+class _Killed(Exception):
+    """Stands for a kill."""
+
+
+def test_a_killed_run_resumes_to_the_same_bits(
+    mlp_problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = SalUn(0.3, learning_rate=0.05, epochs=3, batch_size=16, weight_decay=0.1)
+    often = Execution(device="cpu", progress=False, checkpoint_seconds=0)
+    expected = unlearn(mlp_problem, method, execution=often).record
+    outputs, calls = type(mlp_problem.task).outputs, 0
+
+    def dies(*arguments: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 15:
+            raise _Killed
+        return outputs(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(mlp_problem.task), "outputs", dies)
+        with pytest.raises(_Killed):
+            unlearn(mlp_problem, method, execution=often, checkpoint_dir=tmp_path)
+    assert (tmp_path / "01-relabel.safetensors").exists()
+    resumed = unlearn(mlp_problem, method, execution=often, checkpoint_dir=tmp_path, resume=True).record
+    assert resumed.result_digest == expected.result_digest
