@@ -95,3 +95,14 @@ def test_the_page_on_data_that_are_gone(capsys: pytest.CaptureFixture[str]) -> N
     assert names["conditional"].tier.value == "conditional"
     assert names["change"].interval.low <= names["change"].value <= names["change"].interval.high
     assert (names["without_0"](names["inputs"]).argmax(1) == 0).double().mean() < 0.05
+
+
+def test_the_page_on_the_methods_of_the_field(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("docs/baselines.md")
+    names: dict[str, Any] = {}
+    exec(code, names)
+
+    said = capsys.readouterr().out.splitlines()
+    assert [line.rsplit(maxsplit=1)[0] for line in said[:1]] == ["kept the epoch"]
+    assert names["amnesiac"].record.phases[0].steps > 10
+    assert said[1] == f"took back {names['amnesiac'].record.phases[0].steps} steps"

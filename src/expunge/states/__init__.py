@@ -15,6 +15,7 @@ from expunge.states.ridge import RidgeStatistics
 from expunge.states.rows import RowLedger
 from expunge.states.shards import Sharded, ShardState
 from expunge.states.statistics import SufficientStatistics
+from expunge.states.updates import UpdateLog, log_updates
 
 __all__ = [
     "KINDS",
@@ -37,11 +38,13 @@ __all__ = [
     "Sharded",
     "StateKind",
     "SufficientStatistics",
+    "UpdateLog",
     "digest_state",
     "fit_head",
     "head_rows",
     "load_state",
     "log_training",
+    "log_updates",
     "record",
     "save_state",
     "state_bytes",

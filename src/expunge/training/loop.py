@@ -1,5 +1,6 @@
 """One phase under way: step after step, with what is kept of it on the way."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from expunge.errors import DivergedError
 from expunge.tasks import Batch
 from expunge.training.batches import Plan, Request, stream
 from expunge.training.checkpoint import PhaseRecord
+from expunge.training.conduct import Conduct, ScaledGradient
 from expunge.training.memory import MemoryWatch, recomputing
 from expunge.training.objective import Optimizer, Term
 from expunge.training.progress import Bar, bar
@@ -64,16 +66,18 @@ class Loop:
         terms: Sequence[Term],
         optimizer: Optimizer,
         steps: int,
-        batch_statistics: bool,
-        confidential: bool,
+        conduct: Conduct,
     ) -> None:
         self.run_, self.terms, self.steps, self.model = run, terms, steps, model
         self.accelerator, self.settings = run.execution.accelerator(), optimizer
         self.seed = derive(run.seed, "phase", phase)
-        self.batch_statistics, self.confidential = batch_statistics, confidential
+        self.conduct = conduct
         self.index = len(run.phases)
         self.record = PhaseRecord(name=phase)
         self.optimizer = optimizer.build(parameter for parameter in model.parameters() if parameter.requires_grad)
+        if conduct.carry_optimizer and run.carried is not None:
+            self.optimizer.load_state_dict(copy.deepcopy(run.carried.state_dict()))
+        self.scaled: list[ScaledGradient] = []
         self.pending: list[Tensor] = []
         self.recorder: StepRecorder | None = None
         self.shards: Shards | None = None
@@ -107,10 +111,12 @@ class Loop:
             self.accelerator.process_index,
             self.accelerator.num_processes,
             even=self.accelerator.is_fsdp2,
+            passes=self.conduct.passes,
         )
+        self.scaled = self.conduct.scaled(self.model)
         with recomputing(self.model) if self.run_.execution.gradient_checkpointing else nullcontext():
             wrapped, stepper = self._prepared()
-            wrapped.train(self.batch_statistics)
+            self.conduct.set_mode(wrapped)
             if recording is not None:
                 self.recorder = recording(self.model, self.optimizer, self.record.steps)
             try:
@@ -153,7 +159,7 @@ class Loop:
                 if len(self.pending) >= _STEPS_BETWEEN_LOSS_CHECKS:
                     self._collect_losses(display)
                 stop = watch is not None and self._asked(watch)
-                wrapped.train(self.batch_statistics)
+                self.conduct.set_mode(wrapped)
                 if stop:
                     break
                 if self.record.steps < self.steps and self._is_save_due(now - last_saved):
@@ -179,9 +185,13 @@ class Loop:
             synchronise = number == len(requests) - 1
             with nullcontext() if synchronise else self.accelerator.no_sync(model):
                 total += self._backward(model, request, batch)
+        for each in self.scaled:
+            each.apply()
         self._clip(model)
         stepper.step()
         stepper.zero_grad()
+        for each in self.scaled:
+            each.restore()
         self.record.steps += 1
         self.record.examples += sum(
             request.step_examples for request in {request.term: request for request, _ in requests}.values()
@@ -201,7 +211,8 @@ class Loop:
         term = self.terms[request.term]
         moved = self.run_.to_device(batch)
         with self._recorded(request, term.weight / request.step_examples):
-            values = term.objective(model, moved if term.augment is None else term.augment(moved))
+            seen = moved if term.augment is None else term.augment(moved)
+            values = term.losses(model, seen, request.positions)
             share = (0.0 if request.idle else term.weight) * values.sum() / request.step_examples
             self.accelerator.backward(share * self.accelerator.num_processes)
         return share.detach()
@@ -216,14 +227,14 @@ class Loop:
             return
         summed = cast(Tensor, self.accelerator.reduce(torch.stack(self.pending), reduction="sum"))
         losses = cast(list[float], summed.tolist())
-        display.advance(len(losses), "" if self.confidential else f"loss {losses[-1]:.4g}")
+        display.advance(len(losses), "" if self.conduct.confidential else f"loss {losses[-1]:.4g}")
         for offset, loss in enumerate(losses):
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"the objective of phase {self.record.name!r} became {loss} at step "
                     f"{self.record.steps - len(losses) + offset + 1}; lower the learning rate, or set clip_norm"
                 )
-        self.record.history += [] if self.confidential else losses
+        self.record.history += [] if self.conduct.confidential else losses
         self.pending.clear()
 
     def _is_save_due(self, seconds: float) -> bool:
@@ -249,6 +260,7 @@ class Loop:
                     self.optimizer,
                     self.accelerator.scaler,
                     complete=complete,
+                    keep_optimizer=self.conduct.carry_optimizer,
                 )
             self.accelerator.wait_for_everyone()
 
@@ -266,4 +278,4 @@ class Loop:
 
     def _plan_in_words(self) -> str:
         terms = [(term.length, term.batch_size, term.weight) for term in self.terms]
-        return f"{self.steps} steps, {self.settings}, terms {terms}, batch statistics {self.batch_statistics}"
+        return f"{self.steps} steps, {self.settings}, terms {terms}, {self.conduct.in_words()}"

@@ -3,7 +3,7 @@
 import copy
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from expunge.errors import SettingError
 from expunge.tasks import Batch, Task
 from expunge.training.checkpoint import CheckpointFolder, PhaseRecord
+from expunge.training.conduct import Conduct
 from expunge.training.execution import Execution
 from expunge.training.loop import Loop, Recording, Watch
 from expunge.training.objective import Optimizer, Term
@@ -49,6 +50,12 @@ class Run:
         self.checkpoints = checkpoints
         self.accelerator = self.execution.accelerator()
         self.phases: list[PhaseRecord] = []
+        self._carried: torch.optim.Optimizer | None = None
+
+    @property
+    def carried(self) -> torch.optim.Optimizer | None:
+        """The optimiser of the last phase that was to hand its state on."""
+        return self._carried
 
     @property
     def device(self) -> torch.device:
@@ -103,7 +110,10 @@ class Run:
         *,
         steps: int | None = None,
         epochs: float | None = None,
+        passes: Sequence[int] | None = None,
         batch_statistics: bool = True,
+        gradient_scale: Mapping[str, Tensor] | None = None,
+        carry_optimizer: bool = False,
         watch: Watch | None = None,
         recording: Recording | None = None,
         confidential: bool = False,
@@ -112,13 +122,20 @@ class Run:
 
         Args:
             phase: Name, unique within the run.
-            model: What is trained: the parameters that require a gradient.
+            model: What is trained: the parameters that require a gradient. A normalisation layer whose parameters
+                are all frozen keeps its statistics too.
             terms: What is minimised.
             optimizer: How.
             steps: Number of optimiser steps; or
-            epochs: Passes over the first term, of which fractions count.
+            epochs: Passes over the first term, of which fractions count; or
+            passes: Numbers of terms that take turns, each for one pass over its data: (0, 1, 0, 1) are two rounds of
+                two terms. Otherwise every step minimises the sum of all.
             batch_statistics: Train mode (dropout on, BatchNorm uses and updates its statistics); otherwise
                 evaluation mode.
+            gradient_scale: By name of a parameter, a factor on the gradient of each of its weights. A weight whose
+                factor is 0 stays as it is to the bit: weight decay and momentum do not move it either.
+            carry_optimizer: Go on with the optimiser's state, such as momentum, of the last phase that was told so,
+                and hand it on to the next.
             watch: Called after each step; may end the phase.
             recording: Looks on, example by example; for one term over one dataset, in one process.
             confidential: Neither show nor record the objective: its values are exact figures of models that a guarantee
@@ -127,7 +144,11 @@ class Run:
         Raises:
             DivergedError: The objective became NaN or infinite.
         """
-        length = steps if steps is not None else (epochs or 0) * terms[0].steps_per_epoch
+        conduct = Conduct(batch_statistics, passes, gradient_scale or {}, carry_optimizer, confidential)
+        conduct.require_whole_model(phase, parted=self.accelerator.is_fsdp2)
+        length = conduct.steps(phase, terms)
+        if length is None:
+            length = steps if steps is not None else (epochs or 0) * terms[0].steps_per_epoch
         if not 0 < length < math.inf:
             raise SettingError(f"phase {phase!r} has {length} steps; give `steps` or `epochs` so that there is one")
         total = math.ceil(length)
@@ -139,9 +160,11 @@ class Run:
             )
         if recording is not None:
             self._require_recordable(phase, terms)
-        loop = Loop(self, phase, model, terms, optimizer, total, batch_statistics, confidential)
+        loop = Loop(self, phase, model, terms, optimizer, total, conduct)
         record = loop.run(watch, recording)
         self.phases.append(record)
+        if carry_optimizer:
+            self._carried = loop.optimizer
         return record
 
     def _require_recordable(self, phase: str, terms: Sequence[Term]) -> None:
