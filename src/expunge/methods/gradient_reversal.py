@@ -24,7 +24,7 @@ from expunge.states.gradient_layers import Slot
 from expunge.states.influence import logged_scores, loss_gradient
 from expunge.training import Algorithm, Optimizer, PhaseRecord, Run, Term, over_batches
 
-_WATCHED = 256  # examples of the retain set whose loss is watched
+_WATCHED = 64  # examples of the retain set whose loss is watched: no more, for cost is to grow with the forget set
 _HARM = 0.5
 
 

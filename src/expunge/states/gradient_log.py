@@ -281,8 +281,7 @@ class GradientLog:
     def digest(self) -> str:
         """SHA-256 over the manifest, the ledger, and the index with the checksums of all entries."""
         state = hashlib.sha256(json_bytes(self.notes() | {"manifest": self._manifest().model_dump(mode="json")}))
-        for each in self.store.records:
-            state.update(repr(each).encode())
+        state.update(self.store.digest().encode())
         return state.hexdigest()
 
     def tensors(self) -> dict[str, Tensor]:
