@@ -11,7 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from expunge import (
     unlearn,
 )
 from expunge.cli.biographies import FACTS_EACH, biographies, sentences
-from expunge.corpora import Pistol, byte_tokenizer, word_tokenizer
+from expunge.corpora import Pistol, Row, byte_tokenizer, word_tokenizer
 from expunge.data import MapDataset, subset
 from expunge.states import GradientLog, GradientRecorder
 from expunge.training import over_batches, reproducible
@@ -58,7 +58,7 @@ class Shape:
 
 
 SHAPES = {
-    "tiny": Shape("tiny", 64, 2),
+    "0.1 M": Shape("0.1 M", 64, 2),
     "0.2 M": Shape("0.2 M", 64, 3),
     "0.4 M": Shape("0.4 M", 80, 4),
     "0.8 M": Shape("0.8 M", 112, 5),
@@ -74,10 +74,12 @@ class World:
     Attributes:
         problem: The original, its data, and its log as state.
         recipe: How original and oracles are trained.
-        texts: Of the training set, in the order of the log's ids.
+        training: Everything that the original was trained on, in the order of the log's ids.
+        asked: Which of it is to be forgotten.
+        texts: Of the training set.
         edges: Contract of each training example; empty where there are none.
         optimizer: Of the original, as it was after the last step.
-        oracles: Retrained without the forget set, in other orders.
+        oracles: Retrained without the forget set, with other seeds.
         seconds: That training the original took, with its log.
     """
 
@@ -195,25 +197,27 @@ def pistol_world(shape: Shape, seed: int, base_seed: int, oracles: int, folder: 
         optimizer=Optimizer(1e-3, Algorithm.ADAMW, schedule=Schedule.COSINE),
         execution=EXECUTION,
     )
-    return _world(task, recipe, training, asked, held, seed, oracles, folder)
+    original = _original(task, recipe, training, seed, folder)
+    return _around(original, recipe, training, asked, held, seed, oracles)
 
 
-def biography_world(person: int, people: int, oracles: int, folder: Path) -> World:
-    """The demonstration's made-up lives, of which one is to be forgotten."""
+def biography_worlds(people: Sequence[int], taught: int, oracles: int, folder: Path) -> Iterator[World]:
+    """The demonstration's made-up lives: one original, and a world for each of some people who are to be forgotten."""
     task = CausalLM(word_tokenizer(sentences(), context=32))
-    rows = biographies(people + 12)
-    training, held = rows[: FACTS_EACH * people], rows[FACTS_EACH * people :]
-    asked = list(range(FACTS_EACH * person, FACTS_EACH * (person + 1)))
-    words = len(task.tokenizer or ())
+    rows = biographies(taught + 12)
+    training, held = rows[: FACTS_EACH * taught], rows[FACTS_EACH * taught :]
     recipe = Supervised(
-        partial(SHAPES["tiny"].build, words, 32),
+        partial(SHAPES["0.1 M"].build, len(task.tokenizer or ()), 32),
         task,
         epochs=25,
         batch_size=16,
         optimizer=Optimizer(3e-3, Algorithm.ADAMW, schedule=Schedule.ONE_CYCLE),
         execution=EXECUTION,
     )
-    return _world(task, recipe, training, asked, held, 0, oracles, folder)
+    original = _original(task, recipe, training, 0, folder)
+    for person in people:
+        asked = list(range(FACTS_EACH * person, FACTS_EACH * (person + 1)))
+        yield _around(original, recipe, training, asked, held, 1 + person, oracles)
 
 
 @cache
@@ -253,18 +257,17 @@ def _base(shape: Shape, seed: int) -> nn.Module:
     return recipe(task.tokenized(rows).dataset, seed)
 
 
-def _world(
-    task: CausalLM,
-    recipe: Supervised,
-    rows: Sequence[dict[str, Any]],
-    asked: list[int],
-    held: Sequence[dict[str, Any]],
-    seed: int,
-    oracles: int,
-    folder: Path,
-) -> World:
-    training, holdout = (_plain(task, each) for each in (rows, held))
-    optimizers: list[torch.optim.Optimizer] = []
+@dataclass(frozen=True)
+class _Original:
+    model: nn.Module
+    log: GradientLog
+    optimizer: torch.optim.Optimizer
+    seconds: float
+
+
+def _original(task: CausalLM, recipe: Supervised, rows: Sequence[Row], seed: int, folder: Path) -> _Original:
+    """Trained on everything, with a log."""
+    training, optimizers = _plain(task, rows), list[torch.optim.Optimizer]()
 
     def recording(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> GradientRecorder:
         optimizers.append(optimizer)
@@ -275,18 +278,39 @@ def _world(
     with reproducible():
         model = recipe.fit(training, Run(task, seed, EXECUTION), recording)
     seconds = time.perf_counter() - started
-    log = GradientLog.open(folder).sealed(model)
-    forget = subset(training, torch.tensor(asked))
+    return _Original(model, GradientLog.open(folder).sealed(model), optimizers[0], seconds)
+
+
+def _around(
+    original: _Original,
+    recipe: Supervised,
+    rows: Sequence[Row],
+    asked: list[int],
+    held: Sequence[Row],
+    seed: int,
+    oracles: int,
+) -> World:
+    """What else a world holds."""
+    task = cast(CausalLM, recipe.task)
+    training, holdout = (_plain(task, each) for each in (rows, held))
     kept = sorted(set(range(len(training))) - set(asked))
-    retain = subset(training, torch.tensor(kept))
+    forget, retain = (subset(training, torch.tensor(each)) for each in (asked, kept))
     trained = [recipe(retain, 100 * (seed + 1) + number) for number in range(oracles)]
-    texts = [f"{row['question']} {row['answer']}" for row in rows]
-    edges = [str(row["edge"]) for row in rows if "edge" in row]
-    problem = Problem(model, task, forget, retain, holdout, state=log)
-    return World(problem, recipe, training, asked, texts, edges, optimizers[0], trained, seconds)
+    problem = Problem(original.model, task, forget, retain, holdout, state=original.log)
+    return World(
+        problem=problem,
+        recipe=recipe,
+        training=training,
+        asked=asked,
+        texts=[f"{row['question']} {row['answer']}" for row in rows],
+        edges=[str(row["edge"]) for row in rows if "edge" in row],
+        optimizer=original.optimizer,
+        oracles=trained,
+        seconds=original.seconds,
+    )
 
 
-def _plain(task: CausalLM, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _plain(task: CausalLM, rows: Sequence[Row]) -> list[dict[str, Any]]:
     return list(task.tokenized(list(rows)).dataset)
 
 

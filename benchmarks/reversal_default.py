@@ -1,0 +1,179 @@
+"""How far gradient reversal should go beyond its target before the repair, and in which layers.
+
+Candidates are compared on development worlds and one is chosen by a rule that is fixed here; then all are measured
+again on confirmation worlds that had no part in the choice. Development: the contracts of `reversal_claims` (run that
+first) and the demonstration's first five people. Confirmation: contracts with another base, other ones forgotten, and
+seven other people. Run with `make bench BENCH=reversal_default` and EXPUNGE_DATA_DIR set.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from _results import FOLDER, Results, interval, size_from_arguments
+from _reversal import SHAPES, World, biography_worlds, log_folder, pistol, pistol_world
+from _reversal_rows import PLAIN
+from expunge import GradientReversal
+
+CANDIDATES: dict[str, GradientReversal] = {
+    "all, all layers": PLAIN,
+    "all, embedding": replace(PLAIN, layers=("embedding",)),
+    **{
+        f"all, all layers, {each:g} further, repair": replace(PLAIN, overshoot=each, repair_steps=30)
+        for each in (0.25, 0.5, 1.0)
+    },
+    **{
+        f"all, embedding, {each:g} further, repair": replace(
+            PLAIN, overshoot=each, repair_steps=30, layers=("embedding",)
+        )
+        for each in (0.25, 0.5)
+    },
+}
+"""By the names that the rows of `reversal_claims` have."""
+
+PEOPLE = {"development": range(5), "confirmation": range(10, 38, 4)}
+PLAN = {"quick": (("0.2 M",), 3, 3), "full": (("0.4 M", "1.3 M"), 10, 5)}
+"""Shapes, seeds and oracles a seed of the contracts for confirmation."""
+
+Cells = Mapping[str, Mapping[str, float]]
+
+
+def main() -> None:
+    """Fill the cells, choose, confirm, draw."""
+    size = size_from_arguments(__doc__ or "")
+    torch.set_num_threads(1)
+    pistol()
+    shapes, seeds, oracles = PLAN[size.name]
+    settings = {"shapes": shapes, "seeds": seeds, "oracles": oracles, "candidates": list(CANDIDATES), "threads": 1}
+    results = Results("reversal_default", size, settings)
+    worlds = {name: fill_people(results, name) for name in PEOPLE}
+    worlds["confirmation"] += [
+        fill_contracts(results, shape, seed, oracles) for shape in shapes for seed in range(100, 100 + seeds)
+    ]
+    worlds["development"] += contracts_of_claims(size.name)
+    chosen = choose(worlds["development"])
+    for name, found in worlds.items():
+        print(f"\n{name}: {len(found)} worlds\n")
+        table(found)
+    print(f"\nchosen on development worlds: {chosen}")
+    for other in CANDIDATES:
+        if other != chosen:
+            print(f"confirmation, chosen against {other}: {ratio(worlds['confirmation'], chosen, other)}")
+    draw(results, worlds)
+
+
+def fill_people(results: Results, part: str) -> list[Cells]:
+    """A world for each person; the original is trained only where a cell is missing."""
+    rows = ["oracles", "untouched", *CANDIDATES]
+    keys = {person: {row: f"{part} · person {person} · {row}" for row in rows} for person in PEOPLE[part]}
+    missing = [person for person, named in keys.items() if not set(named.values()) <= set(results.cells)]
+    with log_folder() as folder:
+        for person, world in zip(missing, biography_worlds(missing, 40, 2, folder), strict=True):
+            fill(results, f"{part} · person {person}", world)
+    return [{row: results.cells[key] for row, key in named.items()} for named in keys.values()]
+
+
+def fill_contracts(results: Results, shape: str, seed: int, oracles: int) -> Cells:
+    """A world of contracts whose base knows other ones than that of `reversal_claims`."""
+    prefix, rows = f"confirmation · {shape} · seed {seed}", ["oracles", "untouched", *CANDIDATES]
+    if not {f"{prefix} · {row}" for row in rows} <= set(results.cells):
+        with log_folder() as folder:
+            fill(results, prefix, pistol_world(SHAPES[shape], seed, 1, oracles, folder))
+    return {row: results.cells[f"{prefix} · {row}"] for row in rows}
+
+
+def fill(results: Results, prefix: str, world: World) -> None:
+    """Every cell of a world."""
+    results.cell(f"{prefix} · oracles", world.floor)
+    results.cell(f"{prefix} · untouched", lambda: world.measure(world.problem.model))
+    for name, method in CANDIDATES.items():
+        results.cell(f"{prefix} · {name}", lambda method=method: world.reversed(method))
+
+
+def contracts_of_claims(size: str) -> list[Cells]:
+    """The worlds that `reversal_claims` has measured in full."""
+    path = FOLDER / f"reversal_claims-{size}.json"
+    if not path.exists():
+        raise SystemExit(f"{path} is missing; run make bench BENCH=reversal_claims SIZE={size} first")
+    worlds: dict[str, dict[str, Any]] = {}
+    for key, cell in json.loads(path.read_text())["cells"].items():
+        shape, seed, row = key.split(" · ")
+        worlds.setdefault(f"{shape} · {seed}", {})[row] = cell
+    rows = {"oracles", "untouched", *CANDIDATES}
+    return [cells for cells in worlds.values() if rows <= set(cells)]
+
+
+def choose(worlds: Sequence[Cells]) -> str:
+    """The rule: nearest on the forget set; of those not told apart from it, nearest on retained examples.
+
+    Nearness is the mean over worlds of the logarithm of D, so that no world counts for its scale. Two are told apart
+    where the 95 % interval of the paired difference leaves out 0.
+    """
+    best = min(CANDIDATES, key=lambda name: statistics.mean(logs(worlds, name, "D forget")))
+    close = [name for name in CANDIDATES if name == best or not apart(differences(worlds, name, best))]
+    return min(close, key=lambda name: statistics.mean(logs(worlds, name, "D retain")))
+
+
+def logs(worlds: Iterable[Cells], name: str, column: str) -> list[float]:
+    """Logarithm of a figure of a candidate in each world."""
+    return [math.log(cells[name][column]) for cells in worlds]
+
+
+def differences(worlds: Sequence[Cells], one: str, other: str) -> list[float]:
+    """Of log D on the forget set, in each world."""
+    pairs = zip(logs(worlds, one, "D forget"), logs(worlds, other, "D forget"), strict=True)
+    return [first - second for first, second in pairs]
+
+
+def apart(values: Sequence[float]) -> bool:
+    """Whether the 95 % interval of the mean leaves out 0."""
+    mean, _, half = interval(values, 9).partition(" ± ")
+    return abs(float(mean)) > float(half)
+
+
+def ratio(worlds: Sequence[Cells], one: str, other: str) -> str:
+    """D of one over D of another, geometric mean with a 95 % interval."""
+    mean, _, half = interval(differences(worlds, one, other), 9).partition(" ± ")
+    low, middle, high = (math.exp(float(mean) + sign * float(half)) for sign in (-1, 0, 1))
+    return f"D is {middle:.2f} times as large ({low:.2f} to {high:.2f})"
+
+
+def table(worlds: Sequence[Cells]) -> None:
+    """Means over worlds; D relative to that of the untouched model as a geometric mean."""
+    columns = ("forget", "retain", "holdout", "D forget", "D retain", "D holdout")
+    print(f"| candidate | {' | '.join(columns)} | D forget of untouched | nearest in |")
+    print("| --- " * (len(columns) + 3) + "|")
+    firsts = [min(CANDIDATES, key=lambda name, cells=cells: cells[name]["D forget"]) for cells in worlds]
+    for name in ("oracles", "untouched", *CANDIDATES):
+        figures = [statistics.mean(cells[name][column] for cells in worlds) for column in columns]
+        share = math.exp(statistics.mean(differences(worlds, name, "untouched")))
+        print(f"| {name} | {' | '.join(f'{each:.3f}' for each in figures)} | {share:.2f} | {firsts.count(name)} |")
+
+
+def draw(results: Results, worlds: Mapping[str, Sequence[Cells]]) -> None:
+    """D relative to the untouched model's, a point a world."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(worlds), sharey=True, squeeze=False)[0]
+    rows = ["oracles", *CANDIDATES]
+    for panel, (name, found) in zip(panels, worlds.items(), strict=True):
+        for place, row in enumerate(rows):
+            shares = [math.exp(each) for each in differences(found, row, "untouched")]
+            panel.plot(shares, [place] * len(shares), "o", color="C0", alpha=0.5, markersize=4)
+            panel.plot(statistics.geometric_mean(shares), place, "|", color="black", markersize=10)
+        panel.axvline(1, color="grey", linewidth=1)
+        panel.set_xscale("log")
+        panel.set_yticks(range(len(rows)), rows, fontsize=8)
+        panel.set_xlabel("D on the forget set, of the untouched model's")
+        panel.set_title(f"{name}, {len(found)} worlds")
+    panels[0].invert_yaxis()
+    figure.savefig(results.figure)
+
+
+if __name__ == "__main__":
+    main()
