@@ -1,45 +1,60 @@
 """How far gradient reversal should go beyond its target before the repair, and in which layers.
 
 Candidates are compared on development worlds and one is chosen by a rule that is fixed here; then all are measured
-again on confirmation worlds that had no part in the choice. Development: the contracts of `reversal_claims` (run that
-first) and the demonstration's first five people. Confirmation: contracts with another base, other ones forgotten, and
-seven other people. Run with `make bench BENCH=reversal_default` and EXPUNGE_DATA_DIR set.
+again on confirmation worlds that had no part in the choice. Development: three forget sets of contracts and the
+demonstration's first five people. Confirmation: contracts with another base, and seven other people. The gap is that
+between the forget loss of the untouched model and the target. Run with `make bench BENCH=reversal_default` and
+EXPUNGE_DATA_DIR set.
 """
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
+from itertools import product
 
 import torch
 from matplotlib.figure import Figure
 
-from _results import FOLDER, Results, interval, size_from_arguments
+from _results import Results, interval, size_from_arguments
 from _reversal import SHAPES, World, biography_worlds, log_folder, pistol, pistol_world
-from _reversal_rows import PLAIN
 from expunge import GradientReversal
 
-CANDIDATES: dict[str, GradientReversal] = {
-    "all, all layers": PLAIN,
-    "all, embedding": replace(PLAIN, layers=("embedding",)),
-    **{
-        f"all, all layers, {each:g} further, repair": replace(PLAIN, overshoot=each, repair_steps=30)
-        for each in (0.25, 0.5, 1.0)
-    },
-    **{
-        f"all, embedding, {each:g} further, repair": replace(
-            PLAIN, overshoot=each, repair_steps=30, layers=("embedding",)
-        )
-        for each in (0.25, 0.5)
-    },
+
+@dataclass(frozen=True)
+class Candidate:
+    """How far to go beyond the target, in nats and in gaps, and what is moved."""
+
+    nats: float = 0.0
+    gaps: float = 0.0
+    layers: tuple[str, ...] = ("all",)
+
+    def method(self, world: World) -> GradientReversal:
+        """For a world, whose gap it needs."""
+        gap = max(world.target - float(world.each(world.problem.model, "forget").mean()), 0.0)
+        overshoot = self.nats + self.gaps * gap
+        steps = 30 if overshoot > 0 else 0
+        return GradientReversal(epochs="all", overshoot=overshoot, repair_steps=steps, layers=self.layers)
+
+
+CANDIDATES = {
+    "all layers": Candidate(),
+    "all layers, 0.25 nats further": Candidate(0.25),
+    "all layers, 0.5 nats further": Candidate(0.5),
+    "all layers, 1 nat further": Candidate(1.0),
+    "all layers, half the gap further": Candidate(gaps=0.5),
+    "all layers, the gap further": Candidate(gaps=1.0),
+    "embedding": Candidate(layers=("embedding",)),
+    "embedding, half the gap further": Candidate(gaps=0.5, layers=("embedding",)),
 }
-"""By the names that the rows of `reversal_claims` have."""
+"""Those that go further are repaired until the target, in at most 30 steps."""
 
 PEOPLE = {"development": range(5), "confirmation": range(10, 38, 4)}
+CONTRACTS = {"development": (0, range(100)), "confirmation": (1, range(100, 200))}
+"""Seed of the base, and seeds of which contracts are forgotten."""
+
 PLAN = {"quick": (("0.2 M",), 3, 3), "full": (("0.4 M", "1.3 M"), 10, 5)}
-"""Shapes, seeds and oracles a seed of the contracts for confirmation."""
+"""Shapes, seeds and oracles a seed, of the contracts."""
 
 Cells = Mapping[str, Mapping[str, float]]
 
@@ -53,10 +68,8 @@ def main() -> None:
     settings = {"shapes": shapes, "seeds": seeds, "oracles": oracles, "candidates": list(CANDIDATES), "threads": 1}
     results = Results("reversal_default", size, settings)
     worlds = {name: fill_people(results, name) for name in PEOPLE}
-    worlds["confirmation"] += [
-        fill_contracts(results, shape, seed, oracles) for shape in shapes for seed in range(100, 100 + seeds)
-    ]
-    worlds["development"] += contracts_of_claims(size.name)
+    for part, shape in product(worlds, shapes):
+        worlds[part] += [fill_contracts(results, part, shape, seed, oracles) for seed in CONTRACTS[part][1][:seeds]]
     chosen = choose(worlds["development"])
     for name, found in worlds.items():
         print(f"\n{name}: {len(found)} worlds\n")
@@ -79,12 +92,12 @@ def fill_people(results: Results, part: str) -> list[Cells]:
     return [{row: results.cells[key] for row, key in named.items()} for named in keys.values()]
 
 
-def fill_contracts(results: Results, shape: str, seed: int, oracles: int) -> Cells:
-    """A world of contracts whose base knows other ones than that of `reversal_claims`."""
-    prefix, rows = f"confirmation · {shape} · seed {seed}", ["oracles", "untouched", *CANDIDATES]
+def fill_contracts(results: Results, part: str, shape: str, seed: int, oracles: int) -> Cells:
+    """A world of contracts."""
+    prefix, rows = f"{part} · {shape} · seed {seed}", ["oracles", "untouched", *CANDIDATES]
     if not {f"{prefix} · {row}" for row in rows} <= set(results.cells):
         with log_folder() as folder:
-            fill(results, prefix, pistol_world(SHAPES[shape], seed, 1, oracles, folder))
+            fill(results, prefix, pistol_world(SHAPES[shape], seed, CONTRACTS[part][0], oracles, folder))
     return {row: results.cells[f"{prefix} · {row}"] for row in rows}
 
 
@@ -92,21 +105,8 @@ def fill(results: Results, prefix: str, world: World) -> None:
     """Every cell of a world."""
     results.cell(f"{prefix} · oracles", world.floor)
     results.cell(f"{prefix} · untouched", lambda: world.measure(world.problem.model))
-    for name, method in CANDIDATES.items():
-        results.cell(f"{prefix} · {name}", lambda method=method: world.reversed(method))
-
-
-def contracts_of_claims(size: str) -> list[Cells]:
-    """The worlds that `reversal_claims` has measured in full."""
-    path = FOLDER / f"reversal_claims-{size}.json"
-    if not path.exists():
-        raise SystemExit(f"{path} is missing; run make bench BENCH=reversal_claims SIZE={size} first")
-    worlds: dict[str, dict[str, Any]] = {}
-    for key, cell in json.loads(path.read_text())["cells"].items():
-        shape, seed, row = key.split(" · ")
-        worlds.setdefault(f"{shape} · {seed}", {})[row] = cell
-    rows = {"oracles", "untouched", *CANDIDATES}
-    return [cells for cells in worlds.values() if rows <= set(cells)]
+    for name, candidate in CANDIDATES.items():
+        results.cell(f"{prefix} · {name}", lambda candidate=candidate: world.reversed(candidate.method(world)))
 
 
 def choose(worlds: Sequence[Cells]) -> str:
