@@ -245,6 +245,31 @@ def test_the_work_is_that_of_the_forget_set(tmp_path: Path, monkeypatch: pytest.
     assert {each.step for each in read} == steps
 
 
+def test_no_more_retained_examples_are_read_of_a_larger_set(trained: Trained) -> None:
+    """Beyond those whose loss is watched and those that the repair visits."""
+
+    class Counted:
+        def __init__(self, length: int) -> None:
+            self.length, self.reads = length, 0
+
+        def __len__(self) -> int:
+            return self.length
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            self.reads += 1
+            return trained.data[RETAIN[index % len(RETAIN)]]
+
+    reads: list[int] = []
+    for length in (200, 5000):
+        retain = Counted(length)
+        problem = dataclasses.replace(trained.problem, retain=retain)
+        method = GradientReversal(overshoot=0.25, repair_steps=3, repair_learning_rate=1e-9)
+        with may_warn():
+            method.apply(problem, Run(TASK, execution=tiny.QUIET))
+        reads.append(retain.reads)
+    assert reads[0] == reads[1] <= 4 * 64 + 3 * 8
+
+
 def test_what_is_missing_is_named(trained: Trained) -> None:
     problem = trained.problem
     for changes, message in (

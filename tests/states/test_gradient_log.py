@@ -492,6 +492,22 @@ def test_damage_in_the_middle_is_an_error(folder: Path) -> None:
         RecordStore(folder)
 
 
+def test_the_digest_follows_every_change(folder: Path) -> None:
+    """It is kept between calls, so each change must undo what was kept."""
+    store = RecordStore.create(folder)
+    seen = [store.digest()]
+    for number in range(3):
+        store.append("gradient", number, 1, number, [b"content"])
+        assert store.digest() == seen[-1]
+        store.commit()
+        seen.append(store.digest())
+        assert store.digest() == RecordStore(folder).digest()
+    store.keep(lambda record: record.example != 1)
+    seen.append(store.digest())
+    assert store.digest() == RecordStore(folder).digest()
+    assert len(set(seen)) == len(seen)
+
+
 def test_a_killed_training_leaves_whole_steps_and_goes_on(folder: Path) -> None:
     """Killed at any moment, the log opens, every entry in it is whole, and training goes on from a checkpoint."""
     code = f"""
