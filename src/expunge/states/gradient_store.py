@@ -58,8 +58,8 @@ class RecordStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.records, self.dropped = self._read_index()
         self._digest: str | None = None
+        self.records, self.dropped = self._read_index()
         self._pending: list[Located] = []
         self._places: dict[tuple[str, int], list[Located]] = {}
         self._file: BinaryIO | None = None
@@ -270,13 +270,17 @@ class RecordStore:
         if whole and not whole[-1]:
             texts.pop()
             unfinished += 1
-        entries: list[list[Any]] = json.loads(b"[" + b",".join(text for text, _, _ in texts) + b"]")
+        whole_text = b"[" + b", ".join(text for text, _, _ in texts) + b"]"
+        entries: list[list[Any]] = json.loads(whole_text)
         records = [Located._make(entry) for entry in entries]
         sizes = {path.name: path.stat().st_size for path in self.folder.glob(_CHUNKS)}
         last = max((record.chunk for record in records), default=0)
         size = sizes.get(self._path(last).name, 0)
         cut = [number for number, each in enumerate(records) if each.chunk == last and each.offset + each.length > size]
-        return (records[: cut[0]], unfinished + len(records) - cut[0]) if cut else (records, unfinished)
+        if cut:
+            return records[: cut[0]], unfinished + len(records) - cut[0]
+        self._digest = hashlib.sha256(whole_text).hexdigest()  # what `digest` would make of the records again
+        return records, unfinished
 
 
 def _private(path: Path) -> BinaryIO:
