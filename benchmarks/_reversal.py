@@ -125,6 +125,11 @@ class World:
         """Mean loss of the holdout under the original."""
         return float(self.each(self.problem.model, "holdout").mean())
 
+    @property
+    def gap(self) -> float:
+        """How far the forget loss of the original is below the target; a millionth where it is not."""
+        return max(self.target - float(self.each(self.problem.model, "forget").mean()), 1e-6)
+
     def measure(self, model: nn.Module, **more: float) -> dict[str, float]:
         """Losses, and distances from the mean oracle in nats, example by example."""
         found: dict[str, float] = {}

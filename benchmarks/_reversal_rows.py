@@ -44,11 +44,9 @@ def ways(blocks: int) -> dict[str, Way]:
         found[f"{epochs}, all layers, c = 1"] = _uncalibrated(epochs, ("all",))
     found["first, embedding, c = 1"] = _uncalibrated("first", ("embedding",))
     for overshoot in (0.25, 0.5, 1.0):
-        found[f"all, all layers, {overshoot:g} further, repair"] = _reversal(overshoot=overshoot, repair_steps=30)
+        found[f"all, all layers, {overshoot:g} further, repair"] = _further(overshoot)
     for overshoot in (0.25, 0.5):
-        found[f"all, embedding, {overshoot:g} further, repair"] = _reversal(
-            overshoot=overshoot, repair_steps=30, layers=("embedding",)
-        )
+        found[f"all, embedding, {overshoot:g} further, repair"] = _further(overshoot, layers=("embedding",))
     found |= {
         "no log: gradient": lambda world: calibrated(world, _fresh(world)),
         "no log: gradient / v": lambda world: calibrated(world, _scaled(world, _fresh(world))),
@@ -126,6 +124,11 @@ def logged(
 
 def _reversal(**settings: Any) -> Way:
     return lambda world: world.reversed(replace(PLAIN, **settings))
+
+
+def _further(nats: float, **settings: Any) -> Way:
+    """So many nats beyond the target, then the repair."""
+    return lambda world: world.reversed(replace(PLAIN, overshoot=nats / world.gap, repair_steps=30, **settings))
 
 
 def _uncalibrated(epochs: Literal["first", "last", "all"], layers: tuple[str, ...]) -> Way:
