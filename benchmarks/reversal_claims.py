@@ -88,7 +88,7 @@ def fill(results: Results, lazy: Lazy, prefix: str) -> None:
 
 def values(results: Results, shape: str, seeds: Sequence[int], row: str, column: str) -> list[float]:
     """A figure over the seeds."""
-    found = [results.cells[f"{shape} · seed {seed} · {row}"].get(column) for seed in seeds]
+    found = [results.cells.get(f"{shape} · seed {seed} · {row}", {}).get(column) for seed in seeds]
     return [each for each in found if each is not None]
 
 
@@ -102,11 +102,11 @@ def report(results: Results, shapes: Sequence[str], seeds: Sequence[int]) -> Non
     print("\n| claim | difference of D, one minus the other | worlds where smaller |\n| --- | --- | --- |")
     for claim, (one, other) in PAIRS.items():
         pairs = [
-            [values(results, shape, [seed], row, "D forget")[0] for row in (one, other)]
+            [values(results, shape, [seed], row, "D forget") for row in (one, other)]
             for shape, seed in product(shapes, seeds)
         ]
-        found = [first - second for first, second in pairs]
-        print(f"| {claim} | {interval(found)} | {sum(each < 0 for each in found)} of {len(found)} |")
+        found = [first[0] - second[0] for first, second in pairs if first and second]
+        print(f"| {claim} | {shown(found)} | {sum(each < 0 for each in found)} of {len(found)} |")
     report_scores(results, shapes, seeds)
     draw(results, shapes, seeds)
 
@@ -150,7 +150,8 @@ def draw(results: Results, shapes: Sequence[str], seeds: Sequence[int]) -> None:
         for place, row in enumerate(rows):
             found = values(results, shape, seeds, row, "D forget")
             panel.plot(found, [place] * len(found), "o", color="C0", alpha=0.5, markersize=4)
-            panel.plot(statistics.mean(found), place, "|", color="black", markersize=10)
+            if found:
+                panel.plot(statistics.mean(found), place, "|", color="black", markersize=10)
         floor = values(results, shape, seeds, "oracles", "D forget")
         panel.axvspan(min(floor), max(floor), color="0.85", label="between oracles")
         panel.axvline(statistics.mean(values(results, shape, seeds, "untouched", "D forget")), color="C3", linewidth=1,

@@ -38,8 +38,8 @@ class GradientReversal(Method):
     short training on the retain set repairs what else was hit, until the overshoot is brought back. Needs a gradient
     log as `problem.state`; the work grows with the forget set, not with the training set.
 
-    A reconstruction: of the method's paper only the abstract is public, and no code. The defaults are what a small
-    trial of ours found nearest to retrained models (docs/gradient-log.md); `preset("paper")` is the abstract's:
+    A reconstruction: of the method's paper only the abstract is public, and no code. The defaults are ours, measured
+    against retrained models (benchmarks/reversal_claims.py, reversal_default.py); `preset("paper")` is the abstract's:
     gradients of the first epoch, of the embedding.
 
     With `rounds` above 1 it is iterative: after a reversal the training examples that are left in the log are scored by
@@ -48,9 +48,11 @@ class GradientReversal(Method):
     reads the whole log.
 
     Args:
-        epochs: `all`, `first` or `last` epoch of the log. Default all (ours).
-        layers: What is moved, by the patterns of the log: `embedding`, `head`, `block:0-3`, globs. Default all (ours).
-        scale: `raw` gradients, or `preconditioned` by the optimiser's state. Default preconditioned (ours).
+        epochs: `all`, `first` or `last` epoch of the log. Default all (ours, measured in benchmarks/reversal_claims.py).
+        layers: What is moved, by the patterns of the log: `embedding`, `head`, `block:0-3`, globs. Default all (ours,
+            measured in benchmarks/reversal_default.py).
+        scale: `raw` gradients, or `preconditioned` by the optimiser's state. Default preconditioned (ours, measured in
+            benchmarks/reversal_claims.py).
         target_loss: Mean loss in nats that the forget set is to reach; by default that of the holdout.
         overshoot: How far beyond the target before the repair, as a share of the way there from the forget loss of the
             original. Default .5 (ours, measured in benchmarks/reversal_default.py).
