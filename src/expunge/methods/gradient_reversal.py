@@ -48,7 +48,8 @@ class GradientReversal(Method):
     reads the whole log.
 
     Args:
-        epochs: `all`, `first` or `last` epoch of the log. Default all (ours, measured in benchmarks/reversal_claims.py).
+        epochs: `all`, `first` or `last` epoch of the log. Default all (ours, measured in
+            benchmarks/reversal_claims.py).
         layers: What is moved, by the patterns of the log: `embedding`, `head`, `block:0-3`, globs. Default all (ours,
             measured in benchmarks/reversal_default.py).
         scale: `raw` gradients, or `preconditioned` by the optimiser's state. Default preconditioned (ours, measured in
