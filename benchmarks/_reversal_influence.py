@@ -66,10 +66,11 @@ def duplicates_cell(world: World) -> dict[str, Any]:
         for threshold in thresholds:
             duplicates = near_duplicates(world.texts, world.asked, Fuzziness(method, threshold))  # pyright: ignore
             precision = duplicates.precision(meant) if len(duplicates) else None
+            recall = duplicates.recall(meant) if meant else None
             found |= {
                 f"{method} {threshold:g}, found": len(duplicates),
                 f"{method} {threshold:g}, precision": precision,
-                f"{method} {threshold:g}, recall": duplicates.recall(meant),
+                f"{method} {threshold:g}, recall": recall,
             }
     return found
 
