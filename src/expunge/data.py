@@ -231,6 +231,8 @@ def _leaves(example: Example) -> Iterator[Tensor | bytes]:
             yield from _leaves(value)
     elif isinstance(example, bytes | Tensor):
         yield example
+    elif type(example) is int:  # as JSON has it, without the time that JSON takes: texts are long lists of these
+        yield str(example).encode()
     elif isinstance(example, str | int | float | bool | None):
         yield json.dumps(example).encode()
     else:

@@ -1,6 +1,7 @@
 """The gradient log: what each example did to a model in each epoch of its training, kept as it happened."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -243,8 +244,8 @@ class GradientLog:
             update_digest(state, name.encode())
             update_digest(state, tensor)
         kept = self._spoken_of(self.hidden)
-        for each in sorted((r.step, r.kind, r.example, r.epoch, r.length, r.checksum) for r in kept):
-            state.update(repr(each).encode())
+        entries = sorted((r.step, r.kind, r.example, r.epoch, r.length, r.checksum) for r in kept)
+        state.update(json.dumps(entries).encode())
         return state.hexdigest()
 
     def tensors(self) -> dict[str, Tensor]:

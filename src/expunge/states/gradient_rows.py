@@ -60,15 +60,14 @@ class ExampleLedger:
             AlreadyForgottenError: An example was deleted from the log before.
             UnknownRowError: An example is not among those that the log is of.
         """
+        wanted = self.digest(task, dataset)
         places: dict[int, list[int]] = {}
-        for number, each in enumerate(self.digests.tolist()):
-            places.setdefault(each, []).append(number)
-        for each in places.values():
-            each.reverse()
+        for number in reversed(torch.isin(self.digests, wanted).nonzero().flatten().tolist()):
+            places.setdefault(int(self.digests[number]), []).append(number)
         found: list[int] = []
         before = unknown = 0
         removed = set(self.removed.tolist())
-        for each in self.digest(task, dataset).tolist():
+        for each in wanted.tolist():
             if places.get(each):
                 found.append(places[each].pop())
             elif each in removed:
