@@ -45,6 +45,10 @@ class ShapeError(DataError):
     """Examples disagree in shape with one another or with what the model accepts."""
 
 
+class MaskError(DataError):
+    """A mask hides all of an image or nothing, or parts of what a model reads as a whole."""
+
+
 class ModelError(ExpungeError):
     """A model does not fit the task: wrong number of outputs, no recognisable head."""
 
