@@ -1,5 +1,7 @@
 """Every error a user can meet; each message says what was seen, why it matters and what to do next."""
 
+from collections.abc import Mapping
+
 
 class ExpungeError(Exception):
     """Base of all errors that Expunge raises on purpose."""
@@ -107,6 +109,26 @@ class JobError(ExpungeError):
 
 class SourceError(ExpungeError):
     """A data source or a model source named on the command line cannot be loaded."""
+
+
+class UnreadablePicturesError(SourceError):
+    """Images cannot be decoded.
+
+    Attributes:
+        files: What is wrong with each, by name; all of them, where the message names ten.
+    """
+
+    def __init__(self, files: Mapping[str, str], count: int) -> None:
+        self.files, self._count = dict(files), count
+        shown = "; ".join(f"{name} ({reason})" for name, reason in list(self.files.items())[:10])
+        more = f"; and {len(self.files) - 10} more" if len(self.files) > 10 else ""
+        super().__init__(
+            f"{len(self.files)} of {count} images cannot be read: {shown}{more}; restore them, or take them out"
+        )
+
+    def __reduce__(self) -> tuple[type["UnreadablePicturesError"], tuple[dict[str, str], int]]:
+        """For background processes, which hand their errors on pickled."""
+        return type(self), (self.files, self._count)
 
 
 class TokenizerError(DataError):
