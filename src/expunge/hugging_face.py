@@ -36,8 +36,6 @@ def load_split(name: str | Path, split: str = "train", **options: Any) -> hf.Dat
         ) from error
     if not isinstance(found, hf.Dataset):
         raise SourceError(f"{name} gives a {type(found).__name__}, not a dataset; name one split")
-    if len(found) == 0:
-        raise SourceError(f"{name} is empty")
     return found
 
 

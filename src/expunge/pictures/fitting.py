@@ -64,7 +64,9 @@ class Fitting:
         if self.shape is not None:
             longest = _REDUCING_GAP * max(self.shape)
             picture.draft(picture.mode, (longest, longest))  # nothing happens where it is no unread JPEG file
-        pixels = np.asarray(self._sized(self._coloured(ImageOps.exif_transpose(picture))))
+        if picture.format is not None:  # it comes from a file
+            picture = ImageOps.exif_transpose(picture)
+        pixels = np.asarray(self._sized(self._coloured(picture)))
         channels_first = torch.from_numpy(pixels.copy()).view(*pixels.shape[:2], self.channels).movedim(-1, 0)
         return channels_first.float() / 255
 
@@ -72,6 +74,8 @@ class Fitting:
         if picture.mode.startswith(("I", "F")):
             raise ValueError(f"pixels of mode {picture.mode} have more than 8 bits a channel; save it with 8")
         mode = "L" if self.channels == 1 else "RGB"
+        if picture.mode == mode and "transparency" not in picture.info:
+            return picture
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
