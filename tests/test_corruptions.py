@@ -16,7 +16,7 @@ from expunge.corruptions import (
     hidden_patches,
     require_partial,
 )
-from expunge.errors import MaskError, SettingError, ShapeError
+from expunge.errors import CorruptionError, SettingError, ShapeError
 
 ALL = {
     "centre crop": CentreCrop(0.5),
@@ -93,7 +93,7 @@ def test_random_patches_are_hidden_equally_often_and_independently() -> None:
 def test_patches_are_numbered_row_by_row() -> None:
     assert hidden_patches(mask(HalfImage("top"), 1), 4).tolist() == [[True, True, False, False]]
     assert hidden_patches(mask(HalfImage("left"), 1), 4).tolist() == [[True, False, True, False]]
-    with pytest.raises(MaskError, match=r"parts of patches of 4 pixels.*PatchAligned\(corruption, patch=4\)"):
+    with pytest.raises(CorruptionError, match=r"parts of patches of 4 pixels.*PatchAligned\(corruption, patch=4\)"):
         hidden_patches(mask(CentreCrop(0.25)), 4)
     with pytest.raises(ShapeError, match="8 x 8 pixels do not divide into patches of 3"):
         hidden_patches(mask(CentreCrop(0.5)), 3)
@@ -113,14 +113,14 @@ def test_patches_are_numbered_row_by_row() -> None:
     ],
 )
 def test_all_or_nothing_is_refused(part: Corruption, words: str) -> None:
-    with pytest.raises(MaskError, match=words):
+    with pytest.raises(CorruptionError, match=words):
         mask(part)
 
 
 def test_single_images_without_a_hidden_pixel_are_counted() -> None:
     hidden = torch.zeros(4, 1, 2, 2, dtype=torch.bool)
     hidden[1:3, 0, 0, 0] = True
-    with pytest.raises(MaskError, match="hides nothing in 2 of 4 images of 2 x 2 pixels"):
+    with pytest.raises(CorruptionError, match="hides nothing in 2 of 4 images of 2 x 2 pixels"):
         require_partial(hidden)
 
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from expunge.errors import MaskError, SettingError, ShapeError
+from expunge.errors import CorruptionError, SettingError, ShapeError
 from expunge.settings import require_at_least, require_between, require_one_of, require_whole
 
 Side = Literal["left", "right", "top", "bottom"]
@@ -41,7 +41,7 @@ class Corruption(Protocol):
             (batch, 1, height, width) bool on the device of `positions`, True where hidden.
 
         Raises:
-            MaskError: All of an image would be hidden, or nothing.
+            CorruptionError: All of an image would be hidden, or nothing.
             ShapeError: There are not as many positions as images, or the images do not divide into patches.
         """
         ...
@@ -235,12 +235,12 @@ def hidden_patches(mask: Tensor, patch: int) -> Tensor:
         (batch, patches) bool.
 
     Raises:
-        MaskError: A patch is hidden in part; `PatchAligned` makes it whole.
+        CorruptionError: A patch is hidden in part; `PatchAligned` makes it whole.
         ShapeError: The images do not divide into patches.
     """
     pooled = _pooled(mask, patch)
     if bool((pooled.any(-1) != pooled.all(-1)).any()):
-        raise MaskError(
+        raise CorruptionError(
             f"the mask hides parts of patches of {patch} pixels, and the model reads whole ones; use "
             f"PatchAligned(corruption, patch={patch})"
         )
@@ -248,13 +248,13 @@ def hidden_patches(mask: Tensor, patch: int) -> Tensor:
 
 
 def require_partial(mask: Tensor) -> Tensor:
-    """The mask itself; raise a MaskError where it hides all of an image, or nothing."""
+    """The mask itself; raise a CorruptionError where it hides all of an image, or nothing."""
     hidden = mask.flatten(1).sum(1)
     height, width = mask.shape[2:]
     for count, words, remedy in ((0, "nothing", "larger"), (height * width, "everything", "smaller")):
         found = int((hidden == count).sum())
         if found:
-            raise MaskError(
+            raise CorruptionError(
                 f"the mask hides {words} in {found} of {len(mask)} images of {height} x {width} pixels, so there is "
                 f"nothing to {'fill in' if count == 0 else 'go by'}; make the hidden part {remedy}"
             )

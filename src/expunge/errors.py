@@ -47,10 +47,6 @@ class ShapeError(DataError):
     """Examples disagree in shape with one another or with what the model accepts."""
 
 
-class MaskError(DataError):
-    """A mask hides all of an image or nothing, or parts of what a model reads as a whole."""
-
-
 class ModelError(ExpungeError):
     """A model does not fit the task: wrong number of outputs, no recognisable head."""
 
@@ -145,3 +141,7 @@ class EmptyAnswerError(DataError):
 
 class AdapterError(ModelError):
     """An adapter cannot be put on a model: it has no module of the names given."""
+
+
+class CorruptionError(DataError):
+    """A mask hides all of an image or nothing, or has a form that a model cannot take."""

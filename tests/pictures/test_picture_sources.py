@@ -193,6 +193,17 @@ def test_pictures_are_decoded_when_they_are_asked_for(people: Path, monkeypatch:
     assert len(opened) == 2 + len(data)
 
 
+def test_small_sets_fit_in_memory(people: Path) -> None:
+    data = read_folder(people, Fitting((5, 7)), levels={"person": 0})
+    images, labels = data.in_memory().tensors
+    assert images.shape == (8, 3, 5, 7)
+    assert all(torch.equal(images[place], data[place]["image"]) for place in range(8))
+    assert labels.tolist() == data.labels.tolist()
+    damage(people, 1)
+    with pytest.raises(UnreadablePicturesError, match="1 of 8"):
+        data.in_memory()
+
+
 def test_a_classifier_reads_them(people: Path) -> None:
     data, task = read_folder(people, SMALL), Classification(4)
     run = Run(task, execution=tiny.QUIET)

@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from expunge.data import FieldKey
 from expunge.errors import DataError, LabelError, ShapeError, UnreadablePicturesError
@@ -116,6 +118,22 @@ class Pictures:
             known = ", ".join([LABEL, CLASS, NAME, *self.columns])
             raise DataError(f"the pictures have no column {name!r} that is known without decoding; they have {known}")
         return self.columns[str(name)]
+
+    def in_memory(self) -> TensorDataset:
+        """All pictures as one tensor of images, (pictures, channels, height, width) float32, and one of labels.
+
+        Batches of it are slices, so that training on small pictures does not wait for them; it takes four bytes a
+        channel of a pixel. The columns and names stay here.
+
+        Raises:
+            UnreadablePicturesError: A picture cannot be read.
+            ShapeError: They are of several sizes, because the fitting leaves them as they are.
+        """
+        self.check()
+        images = torch.empty(len(self), *self[0]["image"].shape)
+        for position in range(len(self)):
+            images[position] = self._image(position)
+        return TensorDataset(images, torch.from_numpy(self.labels))
 
     def check(self, *, one_size: bool = True) -> None:
         """Decode every picture once, several at a time, and keep none.
