@@ -87,8 +87,25 @@ def test_a_large_jpeg_file_is_decoded_coarsely_to_nearly_the_same_picture() -> N
 
 @pytest.mark.parametrize("mode", ["I", "F", "I;16"])
 def test_more_than_eight_bits_are_refused(mode: str) -> None:
-    with pytest.raises(ValueError, match=f"pixels of mode {mode} have more than 8 bits"):
-        Fitting(2).tensor(Image.new(mode, (4, 4)))
+    for read in (Fitting(2).tensor, Fitting(2).examine):
+        with pytest.raises(ValueError, match=f"pixels of mode {mode} have more than 8 bits"):
+            read(Image.new(mode, (4, 4)))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("form", ["png", "jpeg"])
+def test_examining_tells_the_size_that_comes_out(form: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    stripes(80, 160).save(buffer, form, exif=exif)
+    for fitting in (Fitting(), Fitting((5, 7))):
+        found = fitting.examine(Image.open(buffer))
+        assert found == fitting.tensor(Image.open(buffer)).shape[1:]
+    content = buffer.getvalue()
+    for part in (0.5, 0.9):
+        with pytest.raises(OSError, match=r"truncated|broken|unrecognized"):
+            Fitting().examine(Image.open(io.BytesIO(content[: int(part * len(content))])))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import tiny
-from expunge import Classification, split
+from expunge import Classification, FineTune, Problem, Stage, split, unlearn
 from expunge.data import column, has_columns
 from expunge.errors import (
     DataError,
@@ -202,6 +202,16 @@ def test_small_sets_fit_in_memory(people: Path) -> None:
     damage(people, 1)
     with pytest.raises(UnreadablePicturesError, match="1 of 8"):
         data.in_memory()
+
+
+def test_a_person_leaves_a_model_trained_on_files(people: Path) -> None:
+    data = read_folder(people, SMALL, levels={"person": 0})
+    data = pickle.loads(pickle.dumps(data))  # as workers and fleets get it
+    parts = split(data, column_is=("person", ["bob"]))
+    problem = Problem(small_cnn(3, 4, 4), Classification(4), parts.forget, parts.retain)
+    result = unlearn(problem, FineTune((Stage(1e-3, steps=2),)), execution=tiny.QUIET)
+    assert result.record.data["forget"].examples == 3
+    assert result.record.phases[0].steps == 2
 
 
 def test_a_classifier_reads_them(people: Path) -> None:

@@ -136,7 +136,7 @@ class Pictures:
         return TensorDataset(images, torch.from_numpy(self.labels))
 
     def check(self, *, one_size: bool = True) -> None:
-        """Decode every picture once, several at a time, and keep none.
+        """Read every picture once, several at a time, decoded no finer than it takes to find damage, and keep none.
 
         Args:
             one_size: Whether all must be of one size.
@@ -153,17 +153,18 @@ class Pictures:
         ]
         if unreadable:
             raise _refusal(unreadable, len(self))
-        shapes = sorted({cast("tuple[int, ...]", result) for result in found})
-        if one_size and len(shapes) > 1:
+        sizes = sorted({cast("tuple[int, int]", result) for result in found})
+        if one_size and len(sizes) > 1:
             raise ShapeError(
-                f"the pictures are of {len(shapes)} sizes, from {shapes[0][1:]} to {shapes[-1][1:]}; give a size, as "
+                f"the pictures are of {len(sizes)} sizes, from {sizes[0]} to {sizes[-1]}; give a size, as "
                 "in Fitting(size=64)"
             )
 
-    def _tried(self, position: int) -> tuple[int, ...] | str:
-        """The shape of a picture, or why it cannot be read."""
+    def _tried(self, position: int) -> tuple[int, int] | str:
+        """Height and width of a picture, or why it cannot be read."""
         try:
-            return tuple(self._image(position).shape)
+            with self.stored.open(position) as picture:
+                return self.fitting.examine(picture)
         except _UNREADABLE as error:
             return _reason(error)
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from expunge.errors import SettingError
@@ -14,6 +14,7 @@ from expunge.settings import require_one_of
 Rule = Literal["crop", "stretch", "pad"]
 Resampling = Literal["bicubic", "bilinear", "box", "nearest"]
 
+_ON_ITS_SIDE = 5  # from this EXIF orientation on, width and height are swapped
 _REDUCING_GAP = 2  # a JPEG file is decoded at a coarser scale that is still twice the size wanted
 
 
@@ -70,7 +71,24 @@ class Fitting:
         channels_first = torch.from_numpy(pixels.copy()).view(*pixels.shape[:2], self.channels).movedim(-1, 0)
         return channels_first.float() / 255
 
+    def examine(self, picture: Image.Image) -> tuple[int, int]:
+        """Decode a picture as coarsely as its format allows, which reads all of the file and shows any damage.
+
+        Returns:
+            Height and width of what `tensor` makes of it.
+
+        Raises:
+            ValueError: The picture has more than 8 bits a channel, which would be cut off.
+            OSError: The file behind the picture is damaged.
+        """
+        width, height = picture.size
+        turned = picture.format is not None and picture.getexif().get(ExifTags.Base.Orientation, 1) >= _ON_ITS_SIDE
+        picture.draft(picture.mode, (1, 1))
+        self._coloured(picture)
+        return self.shape or ((width, height) if turned else (height, width))
+
     def _coloured(self, picture: Image.Image) -> Image.Image:
+        picture.load()
         if picture.mode.startswith(("I", "F")):
             raise ValueError(f"pixels of mode {picture.mode} have more than 8 bits a channel; save it with 8")
         mode = "L" if self.channels == 1 else "RGB"
