@@ -188,13 +188,12 @@ def frechet_distance(features: Tensor, reference: Tensor, variant: FrechetVarian
     if variant == "projected":
         directions = _principal(theirs, min(count, fewest // _PICTURES_A_DIRECTION))
         ours, theirs = ours @ directions, theirs @ directions
-    covariances = [_covariance(table, variant) for table in (ours, theirs)]
+    one, other = (_covariance(table, variant) for table in (ours, theirs))
     apart = float(np.square(ours.mean(0) - theirs.mean(0)).sum())
-    traces = sum(float(np.trace(covariance)) for covariance in covariances)
-    roots = [_root(covariance) for covariance in covariances]
-    # The trace of (Σ Τ)^½ is the sum of the singular values of Σ^½ Τ^½, which cannot become complex by rounding.
-    shared = float(np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum())
-    return max(apart + traces - 2 * shared, 0.0)
+    # Σ Τ and Σ^½ Τ Σ^½ have the same eigenvalues; those of the latter, which is symmetric, cannot become complex.
+    root = _root(one)
+    shared = float(np.sqrt(np.maximum(np.linalg.eigvalsh(root @ other @ root), 0)).sum())
+    return max(apart + float(np.trace(one) + np.trace(other)) - 2 * shared, 0.0)
 
 
 @dataclass(frozen=True)
