@@ -1,7 +1,5 @@
 """Every error a user can meet; each message says what was seen, why it matters and what to do next."""
 
-from collections.abc import Mapping
-
 
 class ExpungeError(Exception):
     """Base of all errors that Expunge raises on purpose."""
@@ -114,7 +112,7 @@ class UnreadablePicturesError(SourceError):
         files: What is wrong with each, by name; all of them, where the message names ten.
     """
 
-    def __init__(self, files: Mapping[str, str], count: int) -> None:
+    def __init__(self, files: dict[str, str], count: int) -> None:
         self.files, self._count = dict(files), count
         shown = "; ".join(f"{name} ({reason})" for name, reason in list(self.files.items())[:10])
         more = f"; and {len(self.files) - 10} more" if len(self.files) > 10 else ""
