@@ -42,6 +42,16 @@ def test_the_method_of_the_guide_to_extending(mlp_problem: Problem):
     assert [phase.steps for phase in result.record.phases] == [3]
 
 
+def test_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    names: dict[str, Any] = {"__name__": "pictures"}
+    exec(blocks("docs/pictures.md")[0], names)
+
+    assert names["parts"].indices.tolist() == list(range(8, 16))
+    assert names["error"].inside
+    assert names["grid"].svg
+
+
 def test_the_ten_lines_of_the_guarantees():
     names: dict[str, Any] = {"__name__": "guarantees"}
     deletion, audit, retained, several = blocks("docs/guarantees.md")
