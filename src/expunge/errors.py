@@ -119,3 +119,11 @@ class EmptyAnswerError(DataError):
 
 class AdapterError(ModelError):
     """An adapter cannot be put on a model: it has no module of the names given."""
+
+
+class CorruptionError(DataError):
+    """A mask hides all of an image or nothing, or has a form that a model cannot take."""
+
+
+class EncoderError(ModelError):
+    """The encoder named does not exist, covers the decoder, or is not that of the model's family."""
