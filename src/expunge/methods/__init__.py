@@ -12,11 +12,16 @@ from expunge.methods.gradient_ascent import GradientAscent
 from expunge.methods.gradient_reversal import GradientReversal
 from expunge.methods.idk_dpo import IdkDPO
 from expunge.methods.just_in_time import JustInTime
+from expunge.methods.latent_remap import LatentRemap
+from expunge.methods.max_loss import MaxLoss
 from expunge.methods.neg_grad_plus import NegGradPlus
 from expunge.methods.newton_removal import NewtonRemoval
 from expunge.methods.noisy_fine_tune import NoisyFineTune
+from expunge.methods.noisy_label import NoisyLabel
 from expunge.methods.npo import NPO
+from expunge.methods.random_encoder import RandomEncoder
 from expunge.methods.random_label import RandomLabel
+from expunge.methods.retain_label import RetainLabel
 from expunge.methods.retrain import Retrain
 from expunge.methods.rmu import RMU
 from expunge.methods.sim_npo import SimNPO
@@ -42,15 +47,20 @@ __all__ = [
     "GradientReversal",
     "IdkDPO",
     "JustInTime",
+    "LatentRemap",
     "LoraSettings",
     "Maturity",
+    "MaxLoss",
     "Method",
     "Need",
     "NegGradPlus",
     "NewtonRemoval",
     "Noise",
     "NoisyFineTune",
+    "NoisyLabel",
+    "RandomEncoder",
     "RandomLabel",
+    "RetainLabel",
     "Retrain",
     "SimNPO",
     "Stage",

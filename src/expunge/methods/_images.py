@@ -26,9 +26,9 @@ class ImageMethod(Method):
     Args:
         forget_weight: Weight alpha of the forget term beside the one that holds what is kept. Default .2 (Li et al.
             2024, code for MAGE, README).
-        held: What the model is held on: the `retain` set; the `surrogate`, a proxy for a retain set that can no longer be
-            read; or `none`.
-        learning_rate: The peak rate. Default ours; the code has 5e-5, which does next to nothing in a few hundred steps.
+        held: What the model is held on: the `retain` set; the `surrogate`, a proxy for a retain set that can no
+            longer be read; or `none`.
+        learning_rate: The peak rate. Default ours; the code has 5e-5, which does little in a few hundred steps.
         epochs: Passes over the larger of the two sets. Default 6 (ibid.).
         batch_size: Of either set. Default 128 (ibid., 4 GPUs of 32).
         algorithm: AdamW (ibid.; its betas are .9 and .95, here torch's).

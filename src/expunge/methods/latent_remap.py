@@ -41,8 +41,8 @@ class LatentRemap(ImageMethod):
         draws: `fresh` masks and noise at each step (code); or `fixed`: each image keeps its own through the run, so
             that the original's latents are computed once and no second encoder stays in memory.
 
-    The preset `paper` has the rate of the code for MAGE, `paper-diffusion` alpha, rate, batch and passes of the code for
-    Palette.
+    The preset `paper` has the rate of the code for MAGE; `paper-diffusion` alpha, rate, batch and passes of the code
+    for Palette, whose forget target here is that of the paper.
     """
 
     paper: ClassVar = "Li et al. 2024 (arXiv 2402.00351), equations of L_R and L_F; public code for MAGE and Palette"
@@ -73,10 +73,15 @@ class LatentRemap(ImageMethod):
 
     def apply(self, problem: Problem, run: Run) -> nn.Module:
         """Train the encoder of a copy of the model."""
-        task = cast(ImageToImage, problem.task)
-        student = EncoderOf(run.copy(problem.model), task.family)
-        task.family.train_encoder_only(student.network)
-        teacher = EncoderOf(run.frozen(problem.model), task.family)
+        family = cast(ImageToImage, problem.task).family
+        student = EncoderOf(run.copy(problem.model), family)
+        family.train_encoder_only(student.network)
+        self.minimise(problem, run, "remap", student, *self._objectives(problem, run, student.network))
+        return student.network.requires_grad_(True).eval()
+
+    def _objectives(self, problem: Problem, run: Run, network: nn.Module) -> tuple[Objective, Objective]:
+        """L_F and L_R."""
+        teacher = EncoderOf(run.frozen(problem.model), cast(ImageToImage, problem.task).family)
 
         def stay(batch: ImageBatch, hidden: Tensor, draw: Draw) -> list[Tensor]:
             return teacher(batch["images"], hidden, draw)
@@ -84,28 +89,21 @@ class LatentRemap(ImageMethod):
         def leave(batch: ImageBatch, hidden: Tensor, draw: Draw) -> list[Tensor]:
             if self.target == "noise image":
                 return teacher(matched_noise(batch["images"], draw), hidden, draw)
-            return [
-                draw.normal(f"latent {n}", each.shape, each.device) for n, each in enumerate(stay(batch, hidden, draw))
-            ]
+            like = enumerate(stay(batch, hidden, draw))
+            return [draw.normal(f"latent {number}", each.shape, each.device) for number, each in like]
 
-        forget, held = cast(MapDataset, problem.forget), self.held_data(problem)
-        self.minimise(
-            problem,
-            run,
-            "remap",
-            student,
-            self._towards(leave, forget, run, teacher.network),
-            self._towards(stay, held, run, teacher.network),
+        return (
+            self._towards(leave, problem.forget, run, network),
+            self._towards(stay, self.held_data(problem), run, network),
         )
-        return student.network.requires_grad_(True).eval()
 
-    def _towards(self, target: Target, data: MapDataset | None, run: Run, original: nn.Module) -> Objective:
-        """Distance of the student's latents from a target; where draws are fixed the targets are computed here, once."""
+    def _towards(self, target: Target, data: MapDataset | None, run: Run, network: nn.Module) -> Objective:
+        """Distance of the latents from a target; where draws are fixed, targets are computed here, once."""
         task = cast(ImageToImage, run.task)
 
         def drawn(batch: ImageBatch) -> tuple[Tensor, Draw]:
             draw = image_draw(run, batch) if self.draws == "fixed" else step_draw()
-            return task.training_mask(original, batch, draw), draw
+            return task.training_mask(network, batch, draw), draw
 
         def at_once(model: nn.Module, batch: ImageBatch) -> Tensor:
             hidden, draw = drawn(batch)
@@ -119,7 +117,7 @@ class LatentRemap(ImageMethod):
         def looked_up(_: nn.Module, batch: ImageBatch) -> tuple[Tensor, list[Tensor]]:
             return batch["positions"], target(batch, *drawn(batch))
 
-        pieces = over_batches(run, original, data, looked_up, self.batch_size)
+        pieces = over_batches(run, network, data, looked_up, self.batch_size)
         rows = {number: row for row, number in enumerate(torch.cat([piece[0] for piece in pieces]).tolist())}
         kept = [torch.cat(each) for each in zip(*(piece[1] for piece in pieces), strict=True)]
 
