@@ -19,7 +19,7 @@ class RandomEncoder(ImageMethod):
     """Train the encoder alone so that a forget image's latents are one random vector, the same at every place.
 
     The vector is drawn once for each image, with the mean and the deviation of the original's latents. The published
-    code draws anew at each step: then what is learned is the mean of the draws, a constant, and hardly anything changes.
+    code draws anew at each step: then what is learned is the mean of the draws, a constant, which changes little.
     """
 
     paper: ClassVar = "Li et al. 2024 (arXiv 2402.00351), baseline Random Encoder; fixed targets are ours"
