@@ -114,7 +114,7 @@ class Kind:
 
 FAMILIES = {
     "masked autoencoder": Kind(MAE, vit_mae, 25),
-    "masked tokens": Kind(TOKENS, masked_tokens, 20),
+    "masked tokens": Kind(TOKENS, masked_tokens, 30),
     "diffusion": Kind(DIFFUSION, unet, 20),
 }
 

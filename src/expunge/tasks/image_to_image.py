@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import xxhash
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from expunge.corruptions import Corruption
@@ -75,7 +76,7 @@ class ImageToImage(Task):
         image, label = self._keys(examples[0])
         try:
             images = stack_inputs([as_tensor(example[image]) for example in examples])
-            labels = None if label is None else torch.tensor([int(example[label]) for example in examples])
+            labels = None if label is None else np.asarray([_plain(example[label]) for example in examples])
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise DataError(f"an example lacks an image {image!r} or a whole-number label {label!r}") from error
         return self._checked(images, labels)
@@ -83,7 +84,7 @@ class ImageToImage(Task):
     def stack(self, columns: Example) -> ImageBatch:
         """A batch of columns that are tensors already."""
         image, label = self._keys(columns)
-        labels = None if label is None else torch.as_tensor(columns[label]).reshape(-1)
+        labels = None if label is None else np.asarray(columns[label]).reshape(-1)
         return self._checked(torch.as_tensor(columns[image]), labels)
 
     def labels_of(self, dataset: MapDataset) -> Tensor | None:
@@ -264,7 +265,7 @@ class ImageToImage(Task):
             return any(name in example for name in LABEL_NAMES)
         return isinstance(example, tuple | list) and len(cast("Sequence[Any]", example)) > 1
 
-    def _checked(self, images: Tensor, labels: Tensor | None) -> ImageBatch:
+    def _checked(self, images: Tensor, labels: NDArray[Any] | None) -> ImageBatch:
         require_finite_floats(images)
         if images.ndim != 4:
             raise ShapeError(f"an image has {images.ndim - 1} axes, where (channels, height, width) was expected")
@@ -275,11 +276,11 @@ class ImageToImage(Task):
                 "leave the normalisation to the family of the model"
             )
         batch = {"images": images, "positions": positions_of(images)}
-        return batch if labels is None else batch | {"labels": self._known(labels.numpy())}
+        return batch if labels is None else batch | {"labels": self._known(labels)}
 
-    def _known(self, values: Any) -> Tensor:
+    def _known(self, values: NDArray[Any]) -> Tensor:
         try:
-            whole = np.asarray(values).astype(np.int64)
+            whole = values.astype(np.int64)
         except (TypeError, ValueError) as error:
             raise LabelError("the labels are not numbers; map classes or persons to 0, 1, ...") from error
         most = None if self.names is None else len(self.names)
@@ -298,6 +299,10 @@ def positions_of(images: Tensor) -> Tensor:
     """
     rows = images.detach().float().contiguous().cpu().numpy()
     return torch.tensor([xxhash.xxh3_64_intdigest(row.tobytes()) >> 1 for row in rows])
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) else value
 
 
 def _entropy(share: Tensor) -> Tensor:
