@@ -6,6 +6,7 @@ from expunge.methods.emmn import EMMN
 from expunge.methods.exact_discriminant import ExactDiscriminant
 from expunge.methods.exact_naive_bayes import ExactNaiveBayes
 from expunge.methods.exact_ridge import ExactRidge
+from expunge.methods.extrapolated_tuning import ExtrapolatedTuning
 from expunge.methods.fine_tune import FineTune, Stage
 from expunge.methods.grad_diff import GradDiff
 from expunge.methods.gradient_ascent import GradientAscent
@@ -40,6 +41,7 @@ __all__ = [
     "ExactDiscriminant",
     "ExactNaiveBayes",
     "ExactRidge",
+    "ExtrapolatedTuning",
     "FineTune",
     "Forgotten",
     "GradDiff",
