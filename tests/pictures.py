@@ -25,7 +25,7 @@ from expunge.image_models import (
 )
 from expunge.problem import Problem, split
 from expunge.tasks import ImageToImage
-from expunge.training import Algorithm, Optimizer, Supervised
+from expunge.training import Algorithm, Optimizer, Schedule, Supervised
 
 SIDE, KINDS = 8, 3
 
@@ -110,19 +110,22 @@ class Kind:
     task: ImageToImage
     build: Callable[[], nn.Module]
     epochs: float
+    learning_rate: float = 3e-3
+    schedule: Schedule = Schedule.CONSTANT
 
 
 FAMILIES = {
     "masked autoencoder": Kind(MAE, vit_mae, 25),
-    "masked tokens": Kind(TOKENS, masked_tokens, 30),
+    "masked tokens": Kind(TOKENS, masked_tokens, 60, 1e-2, Schedule.ONE_CYCLE),
     "diffusion": Kind(DIFFUSION, unet, 20),
 }
 
 
-def recipe(build: Any = vit_mae, task: ImageToImage = MAE, *, epochs: float = 20) -> Supervised:
+def recipe(kind: Kind = FAMILIES["masked autoencoder"], *, epochs: float | None = None) -> Supervised:
     """How the tests train such a model."""
+    optimizer = Optimizer(kind.learning_rate, Algorithm.ADAMW, schedule=kind.schedule)
     return Supervised(
-        build, task, epochs=epochs, batch_size=24, optimizer=Optimizer(3e-3, Algorithm.ADAMW), execution=tiny.QUIET
+        kind.build, kind.task, epochs=epochs or kind.epochs, batch_size=24, optimizer=optimizer, execution=tiny.QUIET
     )
 
 

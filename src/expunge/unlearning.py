@@ -29,6 +29,7 @@ from expunge.errors import (
     SavedModelError,
     StateError,
 )
+from expunge.image_models.base import part_shared
 from expunge.methods import Forgotten, Method
 from expunge.privacy import Certificate, Tier
 from expunge.problem import DeletionState, Problem, require_finite
@@ -190,6 +191,7 @@ class Unlearned:
                 "another run; load the weights that unlearning started from, and the key that was saved with the record"
             )
         model = copy.deepcopy(problem.model).requires_grad_(True).eval()
+        _part_untied(model, tensors)
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
@@ -337,6 +339,21 @@ def _recorded_state(record: Record, key: bytes, folder: Path) -> DeletionState |
             "since; restore both files from the same run"
         )
     return state
+
+
+def _part_untied(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Give weights that the original shares, and that a method has parted, a place of their own each."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    whole = {name for shared in names.values() for name in shared}
+    for first, *others in names.values():
+        apart = {
+            name
+            for name in others
+            if name in tensors and first in tensors and not torch.equal(tensors[name], tensors[first])
+        }
+        part_shared(model, whole - apart)
 
 
 def _require_recorded_data(problem: Problem, record: Record, key: bytes, folder: Path) -> None:
