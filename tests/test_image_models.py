@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import ViTMAEForPreTraining
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
-import pictures
+import restoring
 from expunge.errors import CorruptionError, EncoderError, ModelError, SettingError, ShapeError
 from expunge.image_models import (
     Draw,
@@ -18,24 +18,24 @@ from expunge.image_models import (
     fill_codebook,
 )
 
-by_family = pytest.mark.parametrize("kind", pictures.FAMILIES.values(), ids=pictures.FAMILIES)
+by_family = pytest.mark.parametrize("kind", restoring.FAMILIES.values(), ids=restoring.FAMILIES)
 
 
 def some(count: int = 4) -> Tensor:
-    return pictures.pictures(per_kind=4).tensors[0][:count]
+    return restoring.pictures(per_kind=4).tensors[0][:count]
 
 
 def right_half(images: Tensor) -> Tensor:
-    return pictures.Half().mask(tuple(images.shape), 0, torch.arange(len(images)))
+    return restoring.Half().mask(tuple(images.shape), 0, torch.arange(len(images)))
 
 
-def built(kind: pictures.Kind) -> nn.Module:
+def built(kind: restoring.Kind) -> nn.Module:
     torch.manual_seed(0)
     return kind.build().eval()
 
 
 @by_family
-def test_nothing_that_is_hidden_is_seen(kind: pictures.Kind) -> None:
+def test_nothing_that_is_hidden_is_seen(kind: restoring.Kind) -> None:
     model, images = built(kind), some()
     hidden = right_half(images)
     changed = torch.where(hidden, 1 - images, images)
@@ -52,7 +52,7 @@ def test_nothing_that_is_hidden_is_seen(kind: pictures.Kind) -> None:
 
 
 @by_family
-def test_what_is_visible_is_seen(kind: pictures.Kind) -> None:
+def test_what_is_visible_is_seen(kind: restoring.Kind) -> None:
     model, images = built(kind), some()
     hidden = right_half(images)
     changed = torch.where(hidden, images, 1 - images)
@@ -63,7 +63,7 @@ def test_what_is_visible_is_seen(kind: pictures.Kind) -> None:
 
 
 @by_family
-def test_an_image_is_measured_alike_in_any_batch(kind: pictures.Kind) -> None:
+def test_an_image_is_measured_alike_in_any_batch(kind: restoring.Kind) -> None:
     model = built(kind)
     batch = kind.task.stack((some(6),))
     order = torch.tensor([4, 1, 5])
@@ -74,7 +74,7 @@ def test_an_image_is_measured_alike_in_any_batch(kind: pictures.Kind) -> None:
 
 
 @by_family
-def test_losses_are_those_of_the_prediction(kind: pictures.Kind) -> None:
+def test_losses_are_those_of_the_prediction(kind: restoring.Kind) -> None:
     model, images, family = built(kind), some(), kind.task.family
     hidden = right_half(images)
     draw = Draw(5)
@@ -96,7 +96,7 @@ def test_losses_are_those_of_the_prediction(kind: pictures.Kind) -> None:
 
 
 @by_family
-def test_a_latent_is_what_the_decoder_is_given(kind: pictures.Kind) -> None:
+def test_a_latent_is_what_the_decoder_is_given(kind: restoring.Kind) -> None:
     model, images, family = built(kind), some(), kind.task.family
     hidden, draw = right_half(images), Draw(5)
     parts = family.parts(model)
@@ -116,7 +116,7 @@ def test_a_latent_is_what_the_decoder_is_given(kind: pictures.Kind) -> None:
 
 
 @by_family
-def test_encoder_and_decoder_are_all_there_is(kind: pictures.Kind) -> None:
+def test_encoder_and_decoder_are_all_there_is(kind: restoring.Kind) -> None:
     model = built(kind)
     parts = kind.task.family.parts(model)
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -128,14 +128,14 @@ def test_encoder_and_decoder_are_all_there_is(kind: pictures.Kind) -> None:
 
 
 @by_family
-def test_a_path_that_is_not_there_is_refused(kind: pictures.Kind) -> None:
+def test_a_path_that_is_not_there_is_refused(kind: restoring.Kind) -> None:
     family = dataclasses.replace(kind.task.family, encoder=("enkoder.layers",))
     with pytest.raises(EncoderError, match=r"no parameters under the path 'enkoder\.layers'; its outermost parts are"):
         family.parts(built(kind))
 
 
 @by_family
-def test_a_path_that_covers_the_decoder_is_refused(kind: pictures.Kind) -> None:
+def test_a_path_that_covers_the_decoder_is_refused(kind: restoring.Kind) -> None:
     model = built(kind)
     reaching = kind.task.family.family_decoder(model)[0]
     family = dataclasses.replace(kind.task.family, encoder=(*kind.task.family.family_encoder(model), reaching))
@@ -144,13 +144,13 @@ def test_a_path_that_covers_the_decoder_is_refused(kind: pictures.Kind) -> None:
 
 
 def test_a_part_of_the_encoder_can_be_named() -> None:
-    parts = MaskedAutoencoder(encoder=("vit.layers.1", "vit.layernorm")).parts(pictures.vit_mae())
+    parts = MaskedAutoencoder(encoder=("vit.layers.1", "vit.layernorm")).parts(restoring.vit_mae())
     assert all(name.startswith(("vit.layers.1.", "vit.layernorm.")) for name in parts.encoder)
     assert "vit.layers.0.mlp.fc1.weight" in parts.decoder
 
 
 def test_a_tied_head_is_parted_from_the_embedding() -> None:
-    model = built(pictures.FAMILIES["masked tokens"])
+    model = built(restoring.FAMILIES["masked tokens"])
     assert model.head.weight is model.embedding.weight
     before = model.head.weight.detach().clone()
     MaskedTokens().train_encoder_only(model)
@@ -158,12 +158,12 @@ def test_a_tied_head_is_parted_from_the_embedding() -> None:
     assert torch.equal(model.head.weight, before)
     assert not model.head.weight.requires_grad
     assert model.embedding.weight.requires_grad
-    untied = pictures.masked_tokens(tied=False)
+    untied = restoring.masked_tokens(tied=False)
     assert untied.head.weight is not untied.embedding.weight
 
 
 def test_tokens_and_positions_of_a_masked_autoencoder_are_not_left_at_zero() -> None:
-    model = pictures.vit_mae()
+    model = restoring.vit_mae()
     raw = ViTMAEForPreTraining(model.config)
     for name in ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed", "decoder.mask_token"):
         assert not raw.get_parameter(name).any()
@@ -172,11 +172,11 @@ def test_tokens_and_positions_of_a_masked_autoencoder_are_not_left_at_zero() -> 
     by_column_first = torch.cat([waves[:, 12:], waves[:, :12]], 1)  # as the published weights have them
     assert torch.allclose(model.vit.embeddings.position_embeddings[0], by_column_first, atol=1e-6)
     with pytest.raises(ModelError, match=r"is zero throughout.*masked_autoencoder\(config\)"):
-        pictures.MAE.losses(ViTMAEForPreTraining(model.config), pictures.MAE.stack((some(),)))
+        restoring.MAE.losses(ViTMAEForPreTraining(model.config), restoring.MAE.stack((some(),)))
 
 
 def test_masks_that_hide_different_numbers_of_patches_may_share_a_batch() -> None:
-    model, images, family = pictures.vit_mae(patch_size=2).eval(), some(3), MaskedAutoencoder()
+    model, images, family = restoring.vit_mae(patch_size=2).eval(), some(3), MaskedAutoencoder()
     hidden = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
     hidden[0, :, :4], hidden[1, :, :, 6:], hidden[2, :, 2:4, 2:4] = True, True, True
     with torch.no_grad():
@@ -194,7 +194,7 @@ def test_masks_that_hide_different_numbers_of_patches_may_share_a_batch() -> Non
 
 
 def test_normalised_patches_are_drawn_with_the_brightness_of_the_truth() -> None:
-    model, images, family = pictures.vit_mae(norm_pix_loss=True).eval(), some(), MaskedAutoencoder()
+    model, images, family = restoring.vit_mae(norm_pix_loss=True).eval(), some(), MaskedAutoencoder()
     with torch.no_grad():
         for parameter in model.decoder.decoder_pred.parameters():
             parameter.zero_()
@@ -204,7 +204,7 @@ def test_normalised_patches_are_drawn_with_the_brightness_of_the_truth() -> None
 
 
 def test_pixels_are_normalised_for_the_model_and_back() -> None:
-    model, images = pictures.vit_mae().eval(), some()
+    model, images = restoring.vit_mae().eval(), some()
     family = MaskedAutoencoder(mean=(0.5,), deviation=(0.25,))
     with torch.no_grad():
         plain = MaskedAutoencoder().predict(model, (images - 0.5) / 0.25, right_half(images), Draw()).values
@@ -218,7 +218,7 @@ def test_pixels_are_normalised_for_the_model_and_back() -> None:
 
 
 @by_family
-def test_what_does_not_fit_the_model_is_refused(kind: pictures.Kind) -> None:
+def test_what_does_not_fit_the_model_is_refused(kind: restoring.Kind) -> None:
     model = built(kind)
     for images in (torch.rand(2, 3, 8, 8), torch.rand(2, 1, 16, 16)):
         with pytest.raises(ShapeError, match=r"images are \(\d, \d+, \d+\) .* where the model takes \(1, 8, 8\)"):
@@ -229,17 +229,17 @@ def test_what_does_not_fit_the_model_is_refused(kind: pictures.Kind) -> None:
 
 def test_a_network_without_a_condition_is_refused() -> None:
     with pytest.raises(ModelError, match="1 channels in and 1 out; it must have twice as many in"):
-        pictures.DIFFUSION.losses(pictures.unet(in_channels=1), pictures.DIFFUSION.stack((some(),)))
+        restoring.DIFFUSION.losses(restoring.unet(in_channels=1), restoring.DIFFUSION.stack((some(),)))
 
 
 def test_every_patch_hidden_leaves_nothing_to_a_masked_autoencoder() -> None:
     images = some()
     with pytest.raises(CorruptionError, match="hides every patch"):
-        MaskedAutoencoder().predict(pictures.vit_mae(), images, torch.ones_like(images, dtype=torch.bool), Draw())
+        MaskedAutoencoder().predict(restoring.vit_mae(), images, torch.ones_like(images, dtype=torch.bool), Draw())
 
 
 @by_family
-def test_training_masks_hide_what_the_family_says(kind: pictures.Kind) -> None:
+def test_training_masks_hide_what_the_family_says(kind: restoring.Kind) -> None:
     model = built(kind)
     shape = (400, 1, 8, 8)
     masks = kind.task.family.training_mask(model, shape, Draw(0))
@@ -271,8 +271,8 @@ def test_draws_are_found_again_by_seed_purpose_and_position() -> None:
 
 
 def test_a_codebook_is_filled_from_places_of_images() -> None:
-    tokenizer = pictures.masked_tokens().tokenizer
-    images = pictures.pictures().tensors[0]
+    tokenizer = restoring.masked_tokens().tokenizer
+    images = restoring.pictures().tensors[0]
     fill_codebook(tokenizer, images)
     places = tokenizer.encode(images * 2 - 1).latents.movedim(1, 3).flatten(0, 2)
     nearest = torch.cdist(tokenizer.quantize.embedding.weight, places).min(1).values

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-import pictures
+import restoring
 import tiny
 from expunge.data import subset
 from expunge.errors import CorruptionError, DataError, LabelError, NonFiniteDataError, SettingError, ShapeError
@@ -20,8 +20,8 @@ from expunge.tasks import ImageToImage
 from expunge.tasks.image_to_image import VISIBLE, positions_of
 from expunge.training import Run, over_batches
 
-TASK = pictures.MAE
-by_family = pytest.mark.parametrize("kind", pictures.FAMILIES.values(), ids=pictures.FAMILIES)
+TASK = restoring.MAE
+by_family = pytest.mark.parametrize("kind", restoring.FAMILIES.values(), ids=restoring.FAMILIES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Drawn(MaskedAutoencoder):
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
     torch.manual_seed(0)
-    return pictures.vit_mae().eval()
+    return restoring.vit_mae().eval()
 
 
 def batch_of(images: Tensor) -> dict[str, Tensor]:
@@ -179,18 +179,18 @@ def test_masks_are_cut_to_what_the_model_can_hide(model: nn.Module) -> None:
 
 
 @by_family
-def test_training_draws_anew_and_evaluation_does_not(kind: pictures.Kind) -> None:
+def test_training_draws_anew_and_evaluation_does_not(kind: restoring.Kind) -> None:
     torch.manual_seed(0)
-    model, batch = kind.build(), kind.task.stack(pictures.pictures(8).tensors)
+    model, batch = kind.build(), kind.task.stack(restoring.pictures(8).tensors)
     assert not torch.equal(kind.task.losses(model.train(), batch), kind.task.losses(model, batch))
     assert torch.equal(kind.task.losses(model.eval(), batch), kind.task.losses(model, batch))
     other = dataclasses.replace(kind.task, seed=1)
-    if kind.task is pictures.DIFFUSION:
+    if kind.task is restoring.DIFFUSION:
         assert not torch.equal(other.losses(model, batch), kind.task.losses(model, batch))
 
 
 def test_training_may_hide_what_is_asked_for(model: nn.Module) -> None:
-    task = dataclasses.replace(TASK, training=pictures.Half())
+    task = dataclasses.replace(TASK, training=restoring.Half())
     batch = batch_of(torch.rand(4, 1, 8, 8))
     with torch.no_grad():
         measured = task.losses(model, batch)
@@ -201,13 +201,13 @@ def test_training_may_hide_what_is_asked_for(model: nn.Module) -> None:
 def test_senseless_settings_are_refused() -> None:
     for name in ("decoder_steps", "decoder_batch_size", "decoder_learning_rate"):
         with pytest.raises(SettingError, match=name):
-            ImageToImage(MaskedAutoencoder(), pictures.Half(), **{name: 0})
+            ImageToImage(MaskedAutoencoder(), restoring.Half(), **{name: 0})
 
 
 @by_family
-def test_a_fresh_decoder_learns_on_a_frozen_encoder(kind: pictures.Kind) -> None:
+def test_a_fresh_decoder_learns_on_a_frozen_encoder(kind: restoring.Kind) -> None:
     torch.manual_seed(0)
-    model, data = kind.build().eval(), pictures.pictures(10)
+    model, data = kind.build().eval(), restoring.pictures(10)
     task = dataclasses.replace(kind.task, decoder_steps=60, decoder_learning_rate=3e-3)
     batches = [task.stack(data.tensors)]
     parts = task.family.parts(model)
@@ -231,9 +231,9 @@ def test_a_fresh_decoder_learns_on_a_frozen_encoder(kind: pictures.Kind) -> None
 
 
 @by_family
-def test_features_tell_kinds_apart(kind: pictures.Kind) -> None:
+def test_features_tell_kinds_apart(kind: restoring.Kind) -> None:
     torch.manual_seed(0)
-    model, data = kind.build(), pictures.pictures(10)
+    model, data = kind.build(), restoring.pictures(10)
     run = Run(kind.task, execution=tiny.QUIET)
     features = torch.cat(over_batches(run, model, data, kind.task.features, batch_size=7))
     assert features.ndim == 2

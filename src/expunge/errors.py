@@ -57,6 +57,10 @@ class ModelChangedError(ModelError):
     """A method wrote to the original model, which must stay as it was."""
 
 
+class EncoderError(ModelError):
+    """The encoder named does not exist, or covers the decoder."""
+
+
 class DivergedError(ExpungeError):
     """Training produced a loss that is NaN or infinite."""
 
@@ -123,7 +127,3 @@ class AdapterError(ModelError):
 
 class CorruptionError(DataError):
     """A mask hides all of an image or nothing, or has a form that a model cannot take."""
-
-
-class EncoderError(ModelError):
-    """The encoder named does not exist, covers the decoder, or is not that of the model's family."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import expunge.methods
-import pictures
+import restoring
 import tiny
 from expunge import ImageToImage, Need, Problem, Record, unlearn
 from expunge.errors import EncoderError, MissingNeedError, SettingError, UnsupportedTaskError
@@ -56,7 +56,7 @@ ENCODER_ONLY = {name: method for name, method in OWN.items() if isinstance(metho
 by_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 by_own_method = pytest.mark.parametrize("method", OWN.values(), ids=OWN)
 by_encoder_method = pytest.mark.parametrize("method", ENCODER_ONLY.values(), ids=ENCODER_ONLY)
-by_family = pytest.mark.parametrize("family", pictures.FAMILIES)
+by_family = pytest.mark.parametrize("family", restoring.FAMILIES)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +65,9 @@ def problem() -> Callable[[str], Problem]:
 
     @cache
     def make(family: str) -> Problem:
-        kind, data = pictures.FAMILIES[family], pictures.pictures(16)
-        recipe = pictures.recipe(kind, epochs=2)
-        return pictures.problem(recipe(data, seed=0), data, kind.task, recipe=recipe)
+        kind, data = restoring.FAMILIES[family], restoring.pictures(16)
+        recipe = restoring.recipe(kind, epochs=2)
+        return restoring.problem(recipe(data, seed=0), data, kind.task, recipe=recipe)
 
     return make
 
@@ -126,7 +126,7 @@ def test_a_part_of_the_encoder_is_all_that_is_trained(problem: Callable[[str], P
     ("method", "family"),
     [
         *((method, "masked autoencoder") for method in OWN.values()),
-        *((OWN["LatentRemap"], family) for family in pictures.FAMILIES),
+        *((OWN["LatentRemap"], family) for family in restoring.FAMILIES),
     ],
 )
 def test_the_seed_decides_every_bit(method: Method, family: str, problem: Callable[[str], Problem]) -> None:
@@ -197,7 +197,7 @@ def test_each_missing_need_is_named(method: Method, problem: Callable[[str], Pro
 @by_own_method
 def test_a_proxy_or_nothing_may_stand_for_the_retain_set(method: Method, problem: Callable[[str], Problem]) -> None:
     given = problem("masked autoencoder")
-    bare = dataclasses.replace(given, retain=None, surrogate=pictures.pictures(16, seed=2))
+    bare = dataclasses.replace(given, retain=None, surrogate=restoring.pictures(16, seed=2))
     held = unlearn(bare, dataclasses.replace(method, held="surrogate"), execution=tiny.QUIET)
     assert held.record.data["surrogate"].examples == 48
     if isinstance(method, RetainLabel) or method == OWN["LatentRemap oracle"]:  # which cannot do without

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import pictures
+import restoring
 import tiny
 from expunge import (
     AuditSettings,
@@ -55,8 +55,8 @@ BY_LATENTS: dict[str, Method] = {
     "LatentRemap latent": LatentRemap(**SETTINGS, forget_weight=3.0, target="noise latent"),
     "RandomEncoder": RandomEncoder(**SETTINGS, forget_weight=3.0),
 }
-DATA = pictures.pictures(40)
-UNSEEN = pictures.pictures(25, seed=1)
+DATA = restoring.pictures(40)
+UNSEEN = restoring.pictures(25, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +65,10 @@ def trained() -> Callable[[str], Problem]:
 
     @cache
     def train(family: str = "masked autoencoder") -> Problem:
-        kind = pictures.FAMILIES[family]
-        recipe = pictures.recipe(kind)
+        kind = restoring.FAMILIES[family]
+        recipe = restoring.recipe(kind)
         model = recipe(DATA, seed=0)
-        return pictures.problem(model, DATA, kind.task, recipe=recipe, holdout=UNSEEN)
+        return restoring.problem(model, DATA, kind.task, recipe=recipe, holdout=UNSEEN)
 
     return train
 
@@ -120,7 +120,7 @@ def test_the_forget_term_acts_on_latents_of_forget_images(method: Method, traine
     assert gone > 3 * kept
 
 
-@pytest.mark.parametrize("family", pictures.FAMILIES)
+@pytest.mark.parametrize("family", restoring.FAMILIES)
 def test_latents_of_forget_images_move_to_those_of_noise_and_the_others_stay(
     family: str, trained: Callable[..., Problem]
 ) -> None:
@@ -271,11 +271,11 @@ AUDIT = AuditSettings(
 )
 
 
-@pytest.mark.parametrize("family", pictures.FAMILIES)
+@pytest.mark.parametrize("family", restoring.FAMILIES)
 def test_from_request_to_evidence(family: str, trained: Callable[..., Problem]) -> None:
     problem = trained(family)
-    kind = pictures.FAMILIES[family]
-    short = pictures.recipe(kind, epochs=6)
+    kind = restoring.FAMILIES[family]
+    short = restoring.recipe(kind, epochs=6)
     oracles = [short(problem.retain, seed=seed) for seed in (1, 2, 3)]
     result = unlearn(problem, LatentRemap(**{**SETTINGS, "epochs": 2}, forget_weight=1.0), execution=tiny.QUIET)
     evidence = audit(result, oracles=oracles, settings=AUDIT, execution=tiny.QUIET)
@@ -334,6 +334,6 @@ class _Given(Method):
 
 def test_classes_named_wrongly_are_refused() -> None:
     parts = split(DATA, classes=[1])
-    model = pictures.vit_mae()
+    model = restoring.vit_mae()
     with pytest.raises(ForgetSetError, match="belong to a class other than those named"):
-        Problem(model, pictures.MAE, parts.forget, parts.retain, classes=(0,))
+        Problem(model, restoring.MAE, parts.forget, parts.retain, classes=(0,))
