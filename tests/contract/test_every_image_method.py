@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from torch import nn
 
 import expunge.methods
 import restoring
@@ -170,6 +172,19 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert result.record.result_digest == wanted
 
 
+@by_family
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"micro_batch_size": 5}, {"channels_last": True}], ids=str)
+def test_it_may_be_computed_otherwise(changes: dict[str, Any], family: str, problem: Callable[[str], Problem]) -> None:
+    given = problem(family)
+    plainly = unlearn(given, OWN["LatentRemap"], execution=tiny.QUIET).model
+    AcceleratorState._reset_state(reset_partial_state=True)
+    otherwise = unlearn(given, OWN["LatentRemap"], execution=dataclasses.replace(tiny.QUIET, **changes)).model
+    moved, apart = (distance(*pair) for pair in ((plainly, given.model), (otherwise, plainly)))
+    if "micro_batch_size" not in changes:  # whose noise is matched to smaller batches
+        assert apart < 0.5 * moved
+    assert all(parameter.dtype == torch.float32 for parameter in otherwise.parameters())
+
+
 @by_own_method
 def test_the_record_is_complete(method: Method, problem: Callable[[str], Problem]) -> None:
     record = unlearn(problem("masked autoencoder"), method, execution=tiny.QUIET).record
@@ -235,3 +250,8 @@ def test_the_table_holds_every_image_method() -> None:
     exported = [getattr(expunge.methods, name) for name in expunge.methods.__all__]
     kinds = {kind for kind in exported if isinstance(kind, type) and issubclass(kind, Method) and kind is not Method}
     assert {type(method) for method in OWN.values()} == {kind for kind in kinds if kind.tasks == (ImageToImage,)}
+
+
+def distance(one: nn.Module, other: nn.Module) -> float:
+    first, second = one.state_dict(), other.state_dict()
+    return sum(float((first[name] - second[name]).square().sum()) for name in first) ** 0.5
