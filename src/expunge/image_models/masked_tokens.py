@@ -98,10 +98,11 @@ class MaskedTokenModel(nn.Module):
 
     @torch.no_grad()
     def tokens_of(self, images: Tensor) -> Tensor:
-        """Tokens of images in [0, 1]: (batch, side²) int64."""
+        """Tokens of images in [0, 1], (batch, side²) int64: the same in mixed precision, which would flip some."""
         tokenizer = cast(Any, self.tokenizer)
-        latents = cast(Tensor, tokenizer.encode(images.to(self.positions.dtype) * 2 - 1).latents)
-        return cast(Tensor, tokenizer.quantize(latents)[2][2]).reshape(len(images), -1)
+        with torch.autocast(images.device.type, enabled=False):
+            latents = cast(Tensor, tokenizer.encode(images.to(self.positions.dtype) * 2 - 1).latents)
+            return cast(Tensor, tokenizer.quantize(latents)[2][2]).reshape(len(images), -1)
 
     @torch.no_grad()
     def images_of(self, tokens: Tensor) -> Tensor:
