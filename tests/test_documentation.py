@@ -94,6 +94,18 @@ def test_the_page_on_text() -> None:
     assert phase.history[-1] < phase.history[0]
 
 
+@pytest.mark.slow
+def test_the_page_on_images() -> None:
+    names: dict[str, Any] = {}
+    for code in blocks("docs/images.md"):
+        exec(code, names)
+
+    record = names["result"].record
+    assert record.method == "LatentRemap"
+    (phase,) = record.phases
+    assert phase.history[-1] < phase.history[0]
+
+
 def test_the_page_on_data_that_are_gone(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     for code in blocks("docs/source-free.md"):

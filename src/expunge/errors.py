@@ -57,6 +57,10 @@ class ModelChangedError(ModelError):
     """A method wrote to the original model, which must stay as it was."""
 
 
+class EncoderError(ModelError):
+    """The encoder named does not exist, or covers the decoder."""
+
+
 class DivergedError(ExpungeError):
     """Training produced a loss that is NaN or infinite."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import expunge.methods
 import tiny
-from expunge import CausalLM, Need, Problem, Record, Run, Stage, Task, Tier, unlearn
+from expunge import CausalLM, ImageToImage, Need, Problem, Record, Run, Stage, Task, Tier, unlearn
 from expunge.errors import MissingNeedError, ModelChangedError, SettingError, UnsupportedTaskError
 from expunge.methods import (
     CFK,
@@ -30,6 +30,7 @@ from expunge.methods import (
     BadTeacher,
     BoundaryExpand,
     BoundaryShrink,
+    ExtrapolatedTuning,
     FineTune,
     FisherForgetting,
     GradientAscent,
@@ -50,6 +51,7 @@ from expunge.training import Algorithm, Optimizer, Term
 
 METHODS: dict[str, Method] = {
     "Retrain": Retrain(),
+    "ExtrapolatedTuning": ExtrapolatedTuning(learning_rate=0.003, epochs=2, batch_size=16),
     "FineTune": FineTune((Stage(0.01), Stage(0.005, steps=2)), batch_size=32, retain_per_class=15),
     "GradientAscent": GradientAscent(1e-3, epochs=2, batch_size=16),
     "NegGradPlus": NegGradPlus(epochs=1, batch_size=16),
@@ -107,6 +109,7 @@ def test_forgets_on_every_shape_of_model(method: Method, shape: str, trained: Ca
 
 # Numbers below 1 that mean something: a weight of nothing, by design.
 ACCEPTED = {
+    ("ExtrapolatedTuning", "weight_decay", 0),
     ("FineTune", "weight_decay", 0),
     ("NegGradPlus", "weight_decay", 0),
     ("EMMN", "noise_penalty", 0),
@@ -294,8 +297,8 @@ def test_entry_points_and_exports_and_this_table_agree() -> None:
     }
     assert set(entered.values()) == exported
     # Those that work from a deletion state or need an optimum have models of their own, and tables in tests/methods;
-    # those for text have theirs in test_every_language_method.
-    elsewhere = {kind for kind in exported if Need.STATE in kind.needs or kind.tasks == (CausalLM,)}
+    # those for text and for images have theirs in test_every_language_method and test_every_image_method.
+    elsewhere = {kind for kind in exported if Need.STATE in kind.needs or kind.tasks in ((CausalLM,), (ImageToImage,))}
     elsewhere |= {NewtonRemoval, NoisyFineTune}
     elsewhere |= {CT, MSG}  # for convolutions alone
     assert {type(method) for method in METHODS.values()} == exported - elsewhere
@@ -315,6 +318,7 @@ SEEDS = range(5)
 
 CANARIES: dict[str, Method] = {
     "Retrain": Retrain(),
+    "ExtrapolatedTuning": ExtrapolatedTuning(learning_rate=0.003, epochs=2, batch_size=16),
     "FineTune": FineTune((Stage(0.01, epochs=6),), algorithm=Algorithm.ADAM, batch_size=32),
     "GradientAscent": GradientAscent(0.01, epochs=10, batch_size=16),
     "NegGradPlus": NegGradPlus(0.8, 0.05, epochs=5, batch_size=32),

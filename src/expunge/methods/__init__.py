@@ -13,6 +13,7 @@ from expunge.methods.euk import EUK
 from expunge.methods.exact_discriminant import ExactDiscriminant
 from expunge.methods.exact_naive_bayes import ExactNaiveBayes
 from expunge.methods.exact_ridge import ExactRidge
+from expunge.methods.extrapolated_tuning import ExtrapolatedTuning
 from expunge.methods.fine_tune import FineTune, Stage
 from expunge.methods.fisher_forgetting import FisherForgetting
 from expunge.methods.grad_diff import GradDiff
@@ -21,14 +22,19 @@ from expunge.methods.gradient_reversal import GradientReversal
 from expunge.methods.idk_dpo import IdkDPO
 from expunge.methods.just_in_time import JustInTime
 from expunge.methods.l1_sparse import L1Sparse
+from expunge.methods.latent_remap import LatentRemap
 from expunge.methods.lfssd import LFSSD
+from expunge.methods.max_loss import MaxLoss
 from expunge.methods.msg import MSG
 from expunge.methods.neg_grad_plus import NegGradPlus
 from expunge.methods.newton_removal import NewtonRemoval
 from expunge.methods.noise_and_distil import NoiseAndDistil
 from expunge.methods.noisy_fine_tune import NoisyFineTune
+from expunge.methods.noisy_label import NoisyLabel
 from expunge.methods.npo import NPO
+from expunge.methods.random_encoder import RandomEncoder
 from expunge.methods.random_label import RandomLabel
+from expunge.methods.retain_label import RetainLabel
 from expunge.methods.retrain import Retrain
 from expunge.methods.rmu import RMU
 from expunge.methods.salun import SalUn
@@ -61,6 +67,7 @@ __all__ = [
     "ExactDiscriminant",
     "ExactNaiveBayes",
     "ExactRidge",
+    "ExtrapolatedTuning",
     "FineTune",
     "FisherForgetting",
     "Forgotten",
@@ -70,8 +77,10 @@ __all__ = [
     "IdkDPO",
     "JustInTime",
     "L1Sparse",
+    "LatentRemap",
     "LoraSettings",
     "Maturity",
+    "MaxLoss",
     "Method",
     "Need",
     "NegGradPlus",
@@ -79,7 +88,10 @@ __all__ = [
     "Noise",
     "NoiseAndDistil",
     "NoisyFineTune",
+    "NoisyLabel",
+    "RandomEncoder",
     "RandomLabel",
+    "RetainLabel",
     "Retrain",
     "SalUn",
     "SimNPO",

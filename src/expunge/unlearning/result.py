@@ -2,12 +2,15 @@
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from expunge.errors import SavedModelError
+from expunge.image_models.base import part_shared
 from expunge.methods import Method
 from expunge.pretrained import PRETRAINED_FOLDER, read_pretrained, written_pretrained
 from expunge.problem import DeletionState, Problem
@@ -114,6 +117,7 @@ class Unlearned:
                 "another run; load the weights that unlearning started from, and the key that was saved with the record"
             )
         model = copy.deepcopy(problem.model).requires_grad_(True).eval()
+        _part_untied(model, tensors)
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
@@ -159,6 +163,21 @@ def _recorded_state(record: Record, key: bytes, folder: Path) -> DeletionState |
             "since; restore both files from the same run"
         )
     return state
+
+
+def _part_untied(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give weights that the original shares, and that a method has parted, a place of their own each."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    whole = {name for shared in names.values() for name in shared}
+    for first, *others in names.values():
+        apart = {
+            name
+            for name in others
+            if name in tensors and first in tensors and not torch.equal(tensors[name], tensors[first])
+        }
+        part_shared(model, whole - apart)
 
 
 def _require_recorded_data(problem: Problem, record: Record, key: bytes, folder: Path) -> None:
