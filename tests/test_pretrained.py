@@ -101,7 +101,7 @@ def test_saving_again_replaces_it_and_a_failure_leaves_what_was_there(
         raise OutputError("cannot write: the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("expunge.unlearning.write_files", full_disk)
+        patch.setattr("expunge.unlearning.result.write_files", full_disk)
         with pytest.raises(OutputError):
             other.save(saved)
     assert Unlearned.load(saved, result.problem).record == result.record
