@@ -17,7 +17,18 @@ from accelerate.state import AcceleratorState
 from torch.utils.data import TensorDataset
 
 import tiny
-from expunge import Execution, GradientAscent, NegGradPlus, Problem, Retrain, Unlearned, unlearn
+from expunge import (
+    Certificate,
+    Execution,
+    GradientAscent,
+    NegGradPlus,
+    Problem,
+    Record,
+    Retrain,
+    Tier,
+    Unlearned,
+    unlearn,
+)
 from expunge.data import digest_dataset
 from expunge.errors import ForgetSetError, LabelError, ModelError, OutputError, SavedModelError
 from expunge.storage import digest_model
@@ -106,6 +117,43 @@ def test_records_of_another_kind_are_refused(change: dict[str, Any], saved: Path
     (saved / RECORD_FILE).write_text(json.dumps(record | change))
     with pytest.raises(SavedModelError, match=r"record\.json is damaged or of another version"):
         read_record(saved)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(set(Record.model_fields) - {"schema_version", "state", "classes", "certificate"})
+)
+def test_no_field_of_a_record_can_be_changed_unnoticed(name: str, saved: Path, mlp_problem: Problem) -> None:
+    record = json.loads((saved / RECORD_FILE).read_text())
+    record[name] = _changed(record[name])
+    (saved / RECORD_FILE).write_text(json.dumps(record))
+    read_record(saved)
+    with pytest.raises(SavedModelError):
+        Unlearned.load(saved, mlp_problem)
+
+
+def test_a_certificate_cannot_be_added_and_a_seal_not_taken_away(saved: Path, mlp_problem: Problem) -> None:
+    """The seal of somebody else's key, an empty one, and that of the record before the change."""
+    record = read_record(saved)
+    claimed = Certificate(tier=Tier.CERTIFIED, reference="retraining", neighbours="one row", epsilon=0.1, delta=1e-9)
+    better = record.model_copy(update={"guarantee": Tier.CERTIFIED, "certificate": claimed})
+    for forged in (better, better.sealed(b"somebody else's"), better.model_copy(update={"seal": ""})):
+        (saved / RECORD_FILE).write_text(forged.model_dump_json())
+        with pytest.raises(SavedModelError, match="its seal does not fit what it says"):
+            Unlearned.load(saved, mlp_problem)
+    (saved / RECORD_FILE).write_text(record.model_dump_json(indent=4))
+    assert Unlearned.load(saved, mlp_problem).record == record, "how it is laid out does not count"
+
+
+def _changed(value: Any) -> Any:
+    """Another value of the same type."""
+    if isinstance(value, dict):
+        name = sorted(value)[0]
+        return value | {name: _changed(value[name])}
+    if isinstance(value, list):
+        return value[:-1]
+    if isinstance(value, str):
+        return "exact" if value == "empirical" else ("3" if value[0] == "2" else "2") + value[1:]
+    return value + 1
 
 
 def test_another_original_is_refused(saved: Path, mlp_problem: Problem) -> None:

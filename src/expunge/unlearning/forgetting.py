@@ -110,7 +110,7 @@ def unlearn(
         versions=dict(_versions()),
         finished=datetime.now(UTC),
     )
-    return Unlearned(model, record, problem, key, method, forgotten.state)
+    return Unlearned(model, record.sealed(key), problem, key, method, forgotten.state)
 
 
 def _key_for(run: Run, folder: Path | None, *, resume: bool) -> bytes:

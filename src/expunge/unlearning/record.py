@@ -1,6 +1,7 @@
 """What was done to a model: enough to repeat it, and nothing about anyone's data."""
 
 import hashlib
+import hmac
 from collections.abc import Mapping
 from datetime import datetime
 from enum import Enum
@@ -14,6 +15,7 @@ from expunge.data import digest_dataset
 from expunge.errors import SavedModelError
 from expunge.privacy import Certificate, Tier
 from expunge.problem import DeletionState, Problem
+from expunge.storage import json_bytes
 from expunge.training import PhaseRecord, seed_globals
 
 RECORD_FILE = "record.json"
@@ -45,6 +47,9 @@ class Record(BaseModel):
     Without that file nobody can test a guess about who was forgotten (where training is deterministic, by training with
     the guess and comparing models); with it the owner can prove which set was meant. The digest of the result is plain:
     it says which model the record speaks of to those who hold that model, and nothing that the model does not say.
+
+    The seal is an HMAC-SHA256 by the same secret over everything else. Whoever lacks the secret can change nothing in
+    the record, the certificate included, that `Unlearned.load` would not notice; whoever has it can write another.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -67,6 +72,18 @@ class Record(BaseModel):
     execution: dict[str, Any]
     versions: dict[str, str]
     finished: datetime
+    seal: str = ""
+
+    def sealed(self, key: bytes) -> "Record":
+        """The same record with its seal."""
+        return self.model_copy(update={"seal": self._seal(key)})
+
+    def is_sealed_by(self, key: bytes) -> bool:
+        """Whether nothing in the record was changed since it was sealed by this key."""
+        return hmac.compare_digest(self.seal, self._seal(key))
+
+    def _seal(self, key: bytes) -> str:
+        return hmac.digest(key, json_bytes(self.model_dump(mode="json", exclude={"seal"})), "sha256").hex()
 
 
 def read_record(folder: str | Path) -> Record:

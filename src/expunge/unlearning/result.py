@@ -95,7 +95,7 @@ class Unlearned:
 
         Raises:
             SavedModelError: A file is missing or damaged, weights and record do not belong together, or model or data
-                of the problem are others than those recorded.
+                of the problem are others than those recorded; or the record was changed.
         """
         folder = Path(folder)
         record = read_record(folder)
@@ -115,6 +115,11 @@ class Unlearned:
             raise SavedModelError(
                 f"the problem's model is not the original that {folder / RECORD_FILE} speaks of, or the key is that of "
                 "another run; load the weights that unlearning started from, and the key that was saved with the record"
+            )
+        if not record.is_sealed_by(key):
+            raise SavedModelError(
+                f"{folder / RECORD_FILE} is not what was written: its seal does not fit what it says; restore it "
+                "from a copy, or unlearn again"
             )
         model = copy.deepcopy(problem.model).requires_grad_(True).eval()
         _part_untied(model, tensors)
