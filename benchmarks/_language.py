@@ -199,8 +199,8 @@ def base_of(corpus: Corpus) -> nn.Module:
 
 
 def original_of(corpus: Corpus, seed: int) -> Taught:
-    """The original of a seed, with a gradient log of its embedding."""
-    return _kept(corpus, f"original-{seed}", corpus.recipe, [*corpus.forget, *corpus.retain], seed, logged=True)
+    """The original of a seed, with a gradient log of all layers."""
+    return _kept(corpus, f"original-{seed}-logged", corpus.recipe, [*corpus.forget, *corpus.retain], seed, logged=True)
 
 
 @cache
@@ -236,7 +236,7 @@ def _kept(
         checkpoints.open(resume=True)
         run = Run(corpus.task, seed, QUIET, checkpoints)
         if logged:
-            model, _ = log_training(recipe, data, run, log, layers=("embedding",))
+            model, _ = log_training(recipe, data, run, log, precision="bf16")
         else:
             with reproducible(QUIET.threads):
                 model = recipe.fit(data, run)

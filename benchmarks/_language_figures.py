@@ -47,11 +47,14 @@ class Seen:
     figures: dict[str, float]
 
     @classmethod
-    def of(cls, corpus: Corpus, model: nn.Module, *, utility: bool = True) -> "Seen":
-        """Look at a model."""
+    def of(cls, corpus: Corpus, model: nn.Module, *, brief: bool = False) -> "Seen":
+        """Look at a model; in brief, at its losses alone."""
         run = Run(corpus.task, 0, QUIET)
         forget = TokenScores.of(run, model, corpus.forget)
         retain = TokenScores.of(run, model, some(corpus.retain, _MEASURED, "measured"))
+        losses = {"forget": forget.nll, "retain": retain.nll}
+        if brief:
+            return cls(losses, np.empty(0), {})
         ratios = truth_ratios(run, model, corpus.asked, TruthRatio.GEOMETRIC)
         figures = {
             "probability, forget": float(forget.probability.mean()),
@@ -63,28 +66,31 @@ class Seen:
         }
         for part, rows in corpus.watched.items():
             figures[f"probability, {part}"] = float(TokenScores.of(run, model, rows).probability.mean())
-        if utility and corpus.utility:
+        if corpus.utility:
             parts = {
                 part: utility_of(run, model, rows, options=part != "retain") for part, rows in corpus.utility.items()
             }
             figures["model utility"] = model_utility(parts)
-        return cls({"forget": forget.nll, "retain": retain.nll}, ratios, figures)
+        return cls(losses, ratios, figures)
+
+    def distances(self, oracles: Sequence["Seen"]) -> dict[str, float]:
+        """Mean distance of an example's loss from the oracles' mean, in nats."""
+        return {
+            name: float(np.abs(self.losses[part] - np.mean([each.losses[part] for each in oracles], 0)).mean())
+            for name, part in ((DISTANCE, "forget"), (DISTANCE_RETAIN, "retain"))
+        }
 
     def beside(self, oracles: Sequence["Seen"]) -> dict[str, float]:
-        """Mean distance of an example's loss from the oracles' mean, and the median p-value of forget quality."""
-        return {
-            **{
-                name: float(np.abs(self.losses[part] - np.mean([each.losses[part] for each in oracles], 0)).mean())
-                for name, part in ((DISTANCE, "forget"), (DISTANCE_RETAIN, "retain"))
-            },
-            QUALITY: float(np.median([forget_quality(self.ratios, each.ratios) for each in oracles])),
+        """Both distances, and the median p-value of forget quality."""
+        return self.distances(oracles) | {
+            QUALITY: float(np.median([forget_quality(self.ratios, each.ratios) for each in oracles]))
         }
 
 
 @cache
-def oracles_seen(corpus: Corpus, seeds: tuple[int, ...] = ORACLE_SEEDS) -> tuple[Seen, ...]:
+def oracles_seen(corpus: Corpus, seeds: tuple[int, ...] = ORACLE_SEEDS, *, brief: bool = False) -> tuple[Seen, ...]:
     """What the oracles of these seeds say."""
-    return tuple(Seen.of(corpus, oracle_of(corpus, seed).model) for seed in seeds)
+    return tuple(Seen.of(corpus, oracle_of(corpus, seed).model, brief=brief) for seed in seeds)
 
 
 def figures_of(corpus: Corpus, model: nn.Module) -> dict[str, float]:

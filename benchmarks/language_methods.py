@@ -52,7 +52,7 @@ from expunge.methods.idk_dpo import REFUSALS
 
 SEEDS, DEVELOPMENT_SEED, DEVELOPMENT_ORACLES = (0, 1, 2), 9, (190, 191)
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
-EPOCHS, BATCH = {TOFU: 2, PISTOL: 10}, {TOFU: 20, PISTOL: 10}
+EPOCHS, BATCH = {TOFU: 1, PISTOL: 10}, {TOFU: 10, PISTOL: 10}  # twenty steps of either
 ASCENT_FACTOR = 100  # ascent is by SGD, whose steps are as long as the gradient, which is clipped to a norm of 1
 
 Make = Callable[[Corpus, float], Method]
@@ -94,7 +94,8 @@ METHODS: dict[str, Make] = {
     "RMU": lambda corpus, rate: RMU(rate, **steps(corpus)),
     "UNDIAL": lambda corpus, rate: UNDIAL(rate, **steps(corpus)),
     "TaskNegation": lambda corpus, rate: TaskNegation(rate, **steps(corpus)),
-    "GradientReversal": lambda corpus, rate: GradientReversal(
+    "GradientReversal": lambda corpus, rate: GradientReversal(repair_learning_rate=rate, batch_size=BATCH[corpus.name]),
+    "GradientReversal, embedding": lambda corpus, rate: GradientReversal(
         layers=("embedding",), repair_learning_rate=rate, batch_size=BATCH[corpus.name]
     ),
     "FineTune": fine_tune,
@@ -167,7 +168,7 @@ def tried(corpus: Corpus, name: str, rate: float) -> dict[str, Any]:
         )
     except DivergedError as error:
         return {"distance": None, "diverged": str(error)}
-    found = Seen.of(corpus, result.model, utility=False).beside(oracles_seen(corpus, DEVELOPMENT_ORACLES))
+    found = Seen.of(corpus, result.model, brief=True).distances(oracles_seen(corpus, DEVELOPMENT_ORACLES, brief=True))
     return {"distance": found[DISTANCE] + found[DISTANCE_RETAIN], **found}
 
 
@@ -234,9 +235,8 @@ def nearest(results: Results, corpus: Corpus) -> None:
     totals = {name: np.array(_totals(results, corpus, name)) for name in ("untouched", *METHODS)}
     order = sorted(totals, key=lambda name: float(totals[name].mean()))
     floor = statistics.mean(_totals(results, corpus, "retrained"))
-    print(
-        f"\nSum of both loss distances; of an oracle from the others {floor:.3f}\n\n| | sum | more than the first |\n| --- | --- | --- |"
-    )
+    print(f"\nSum of both loss distances; of an oracle from the others {floor:.3f}\n")
+    print("| | sum | more than the first |\n| --- | --- | --- |")
     for name in order:
         more = "" if name == order[0] else interval((totals[name] - totals[order[0]]).tolist())
         print(f"| {name} | {totals[name].mean():.3f} | {more} |")

@@ -11,7 +11,7 @@ the caller's own model for its reference: `reference shared` is that. Run with `
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -225,7 +225,7 @@ def logits(model: nn.Module, batch: TextBatch) -> Tensor:
     return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits[:, :-1]
 
 
-def batches_of(problem: Problem, method: WithRetainLoss, seed: int):  # noqa: ANN201
+def batches_of(problem: Problem, method: WithRetainLoss, seed: int) -> Iterator[tuple[TextBatch, TextBatch]]:
     """What the library's loop draws at each step: a batch of forget rows and one of retained rows."""
     run = Run(TASK, seed, QUIET)
     student = Student(run, TASK, problem.model, TASK.tokenized(problem.forget).dataset, problem, None, BATCH)
@@ -249,8 +249,12 @@ def report(results: Results, numbers: range) -> None:
         peak = {way: results.cells[f"{name} · memory · {way}"]["peak bytes"] for way in (LIBRARY, PLAIN, SHARED)}
         furthest = max(cell["largest difference of losses"] for cell in cells)
         seconds = statistics.mean(cell[f"{LIBRARY}, step"] for cell in cells)
-        print(f"| {name} | {furthest:.1e} | {interval(ratios[name], 2)} ({1e3 * seconds:.0f} ms) | {interval(whole, 2)} "
-              f"| {peak[LIBRARY] / peak[PLAIN]:.2f} ({peak[LIBRARY] / 1e6:.0f} MB) | {peak[LIBRARY] / peak[SHARED]:.2f} |")  # fmt: skip
+        step = f"{interval(ratios[name], 2)} ({1e3 * seconds:.0f} ms)"
+        share = f"{peak[LIBRARY] / peak[PLAIN]:.2f} ({peak[LIBRARY] / 1e6:.0f} MB)"
+        print(
+            f"| {name} | {furthest:.1e} | {step} | {interval(whole, 2)} | {share} "
+            f"| {peak[LIBRARY] / peak[SHARED]:.2f} |"
+        )
     draw_ratios(results, ratios, "a step: times as fast as the transcription's, each repetition")
 
 
