@@ -106,10 +106,12 @@ def main() -> None:
     """Fill the table, print it, draw it."""
     size = size_from_arguments(__doc__ or "")
     results = Results("language_methods", size, settings_of(size.name))
+    done: list[Corpus] = []
     for corpus in corpora(size.name):
         fill(results, corpus)
         table(results, corpus)
-    draw(results, corpora(size.name))
+        done.append(corpus)
+        draw(results, done)
 
 
 def settings_of(size: str) -> dict[str, Any]:
@@ -211,13 +213,7 @@ def table(results: Results, corpus: Corpus) -> None:
     known = results.cells[f"{corpus.name} · oracles"]
     names = [name for name in COLUMNS if name in known or name in (MEMBERSHIP, RELEARNING)]
     heads = [COLUMNS[name] for name in names]
-    print(
-        f"\n### {corpus.name}\n| | rate | "
-        + " | ".join(heads)
-        + " | seconds | MB |\n"
-        + "| --- " * (len(heads) + 4)
-        + "|"
-    )
+    print(f"\n### {corpus.name}\n\n| | rate | {' | '.join(heads)} | seconds | MB |\n{'| --- ' * (len(heads) + 4)}|")
     for name in ("untouched", "retrained", *METHODS):
         shown = [_shown(results, corpus, name, figure) for figure in names]
         rate = seconds = peak = ""
@@ -263,7 +259,7 @@ def draw(results: Results, found: list[Corpus]) -> None:
     for panel, corpus in zip(panels, found, strict=True):
         for number, name in enumerate(("retrained", "untouched", *METHODS)):
             across, up = (values(results, corpus, name, each) for each in (DISTANCE, DISTANCE_RETAIN))
-            panel.plot(across, up, "_x" [number] if number < 2 else "osv^D"[number % 5], color=f"C{number % 10}",
+            panel.plot(across, up, "*x"[number] if number < 2 else "osv^DPX"[number % 7], color=f"C{number % 10}",
                        label=name, alpha=0.8)  # fmt: skip
         panel.set(xscale="log", yscale="log", title=corpus.name)
         panel.set_xlabel("distance of losses from the oracles', forget rows (nats)")

@@ -12,7 +12,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -32,8 +32,8 @@ from expunge.training.batches import Plan, stream
 from expunge.training.seeds import derive
 
 QUIET = Execution(device="cpu", progress=False, threads=1)
-REPETITIONS = {"quick": 5, "full": 15}
-WARM, RATE, BATCH, EPOCHS, FORGET, RETAIN = 1, 1e-4, 8, 3, 32, 400
+REPETITIONS = {"quick": 4, "full": 12}
+RATE, BATCH, EPOCHS, FORGET, RETAIN = 1e-4, 8, 3, 32, 400
 TASK = CausalLM()
 METHODS: dict[str, WithRetainLoss] = {
     "NPO": NPO(RATE, epochs=EPOCHS, batch_size=BATCH),
@@ -54,7 +54,6 @@ class Shape:
         words: Vocabulary.
         prompt: Fewest and most tokens of a prompt.
         answer: Fewest and most tokens of an answer.
-        batch: Examples of either set a step.
     """
 
     width: int
@@ -65,7 +64,7 @@ class Shape:
 
 
 TIMED = Shape(width=128, blocks=4, words=4096)
-WEIGHED = Shape(width=512, blocks=8, words=8192)
+WEIGHED = Shape(width=384, blocks=6, words=4096)
 """Weights outweigh activations, as they do for models that are worth unlearning."""
 
 
@@ -103,7 +102,8 @@ def weighed(name: str, way: str) -> dict[str, Any]:
     """The rise of resident memory after a run on a tiny model has loaded what there is to load."""
     WAYS[way](made_up(Shape(32, 1, 128)), METHODS[name], 0)
     problem = made_up(WEIGHED)
-    _, _, rise = measure(lambda: WAYS[way](problem, METHODS[name], 0).losses)
+    method = replace(METHODS[name], epochs=0.5)  # the first step has allocated all that later ones need
+    _, _, rise = measure(lambda: WAYS[way](problem, method, 0).losses)
     return {"peak bytes": rise, "bytes of the weights": 4 * sum(each.numel() for each in problem.model.parameters())}
 
 
@@ -230,7 +230,7 @@ def batches_of(problem: Problem, method: WithRetainLoss, seed: int) -> Iterator[
     run = Run(TASK, seed, QUIET)
     student = Student(run, TASK, problem.model, TASK.tokenized(problem.forget).dataset, problem, None, BATCH)
     terms = [Term(each, TASK.losses, batch_size=BATCH) for each in (student.forget, method.retained(student))]
-    plan = Plan(terms, EPOCHS * terms[0].steps_per_epoch, derive(seed, "phase", "unlearn"))
+    plan = Plan(terms, round(method.epochs) * terms[0].steps_per_epoch, derive(seed, "phase", "unlearn"))
     for (_, forget), (_, retain) in stream(plan, TASK, 0, 0):
         yield forget, retain
 
