@@ -22,7 +22,7 @@ lint: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-dev
 	$(RUN)/python benchmarks/$(BENCH).py --size $(SIZE)
 
 install: $(VENV)/.installed-dev
@@ -39,5 +39,5 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(RUN)/python -m pip install --quiet --constraint constraints.txt --group dev
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable ".[fairness,images,influence,language,ray]" --group dev
 	touch $@

@@ -100,16 +100,17 @@ def ways(case: Case, seed: int) -> list[dict[str, Any]]:
         | quality(case, case.model),
         {"way": "retrain", "distance": 0.0, "seconds": seconds, "bytes": held(case.retain)} | quality(case, retrained),
     ]
+    kept = sum(tensor.numel() * tensor.element_size() for tensor in case.state.tensors().values())
     inputs: dict[str, tuple[Problem, NewtonRemoval, int]] = {
         "state": (
             Problem(case.model, task, case.forget, state=case.state),
             NewtonRemoval(),
-            sum(tensor.numel() * tensor.element_size() for tensor in case.state.tensors().values()),
+            kept,
         ),
-        "retain": (
-            Problem(case.model, task, case.forget, case.retain),
+        "retain": (  # the state shows that retain and forget set are the training set; nothing else is read from it
+            Problem(case.model, task, case.forget, case.retain, state=case.state),
             NewtonRemoval("retain", l2=L2, feature_norm=1.0),
-            held(case.retain),
+            held(case.retain) + kept,
         ),
     }
     for mismatch in MISMATCHES:

@@ -136,7 +136,7 @@ def test_hugging_face_datasets_are_renamed(tmp_path: Path) -> None:
         assert found[1] == {"question": "question 1?", "answer": "answer 1."}
     with pytest.raises(SourceError, match="has no column text; it has prompt, response"):
         read_hugging_face(tmp_path / "one", columns={"text": "question"})
-    with pytest.raises(SourceError, match="cannot be loaded"):
+    with pytest.raises(SourceError, match="has no split 'test'; it has train"):
         read_hugging_face(tmp_path / "parts", "test")
 
 

@@ -42,6 +42,16 @@ def test_the_method_of_the_guide_to_extending(mlp_problem: Problem):
     assert [phase.steps for phase in result.record.phases] == [3]
 
 
+def test_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    names: dict[str, Any] = {"__name__": "pictures"}
+    exec(blocks("docs/pictures.md")[0], names)
+
+    assert names["parts"].indices.tolist() == list(range(8, 16))
+    assert names["error"].inside
+    assert names["grid"].svg
+
+
 def test_the_ten_lines_of_the_guarantees():
     names: dict[str, Any] = {"__name__": "guarantees"}
     deletion, audit, retained, several = blocks("docs/guarantees.md")
@@ -84,6 +94,18 @@ def test_the_page_on_text() -> None:
     assert phase.history[-1] < phase.history[0]
 
 
+@pytest.mark.slow
+def test_the_page_on_images() -> None:
+    names: dict[str, Any] = {}
+    for code in blocks("docs/images.md"):
+        exec(code, names)
+
+    record = names["result"].record
+    assert record.method == "LatentRemap"
+    (phase,) = record.phases
+    assert phase.history[-1] < phase.history[0]
+
+
 def test_the_page_on_data_that_are_gone(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     for code in blocks("docs/source-free.md"):
@@ -95,3 +117,14 @@ def test_the_page_on_data_that_are_gone(capsys: pytest.CaptureFixture[str]) -> N
     assert names["conditional"].tier.value == "conditional"
     assert names["change"].interval.low <= names["change"].value <= names["change"].interval.high
     assert (names["without_0"](names["inputs"]).argmax(1) == 0).double().mean() < 0.05
+
+
+def test_the_page_on_the_methods_of_the_field(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("docs/baselines.md")
+    names: dict[str, Any] = {}
+    exec(code, names)
+
+    said = capsys.readouterr().out.splitlines()
+    assert [line.rsplit(maxsplit=1)[0] for line in said[:1]] == ["kept the epoch"]
+    assert names["amnesiac"].record.phases[0].steps > 10
+    assert said[1] == f"took back {names['amnesiac'].record.phases[0].steps} steps"

@@ -47,6 +47,15 @@ class _FetchesMany(Protocol):
     def __getitems__(self, indices: list[int], /) -> list[Example]: ...
 
 
+@runtime_checkable
+class HasColumns(Protocol):
+    """A dataset that can give one field of every example without reading the others, such as labels of images."""
+
+    def column(self, name: FieldKey) -> NDArray[Any]:
+        """The field of every example: (examples,)."""
+        ...
+
+
 @dataclass(frozen=True)
 class View:
     """A dataset with its nested subsets resolved to one list of positions."""
@@ -136,12 +145,14 @@ def column(dataset: MapDataset, key: FieldKey) -> NDArray[Any]:
         plain = cast(dict[str, Any], view.base.with_format(None).select_columns([key])[:])
         values = np.asarray(plain[key])
         return values[view.indices.numpy()]
+    if isinstance(view.base, HasColumns):
+        return view.base.column(key)[view.indices.numpy()]
     return np.asarray([_scalar(_field(view.base[index], key)) for index in view.indices.tolist()])
 
 
 def has_columns(dataset: MapDataset) -> bool:
     """Whether `column` gets one field of every example without reading the others, or all are in memory."""
-    return isinstance(View.of(dataset).base, TensorDataset | hf.Dataset | list | tuple)
+    return isinstance(View.of(dataset).base, TensorDataset | hf.Dataset | HasColumns | list | tuple)
 
 
 def digest_dataset(dataset: MapDataset, key: bytes) -> str:
@@ -231,6 +242,8 @@ def _leaves(example: Example) -> Iterator[Tensor | bytes]:
             yield from _leaves(value)
     elif isinstance(example, bytes | Tensor):
         yield example
+    elif type(example) is int:  # as JSON has it, without the time that JSON takes: texts are long lists of these
+        yield str(example).encode()
     elif isinstance(example, str | int | float | bool | None):
         yield json.dumps(example).encode()
     else:

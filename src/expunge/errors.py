@@ -57,6 +57,10 @@ class ModelChangedError(ModelError):
     """A method wrote to the original model, which must stay as it was."""
 
 
+class EncoderError(ModelError):
+    """The encoder named does not exist, or covers the decoder."""
+
+
 class DivergedError(ExpungeError):
     """Training produced a loss that is NaN or infinite."""
 
@@ -105,6 +109,26 @@ class SourceError(ExpungeError):
     """A data source or a model source named on the command line cannot be loaded."""
 
 
+class UnreadablePicturesError(SourceError):
+    """Images cannot be decoded.
+
+    Attributes:
+        files: What is wrong with each, by name; all of them, where the message names ten.
+    """
+
+    def __init__(self, files: dict[str, str], count: int) -> None:
+        self.files, self._count = dict(files), count
+        shown = "; ".join(f"{name} ({reason})" for name, reason in list(self.files.items())[:10])
+        more = f"; and {len(self.files) - 10} more" if len(self.files) > 10 else ""
+        super().__init__(
+            f"{len(self.files)} of {count} images cannot be read: {shown}{more}; restore them, or take them out"
+        )
+
+    def __reduce__(self) -> tuple[type["UnreadablePicturesError"], tuple[dict[str, str], int]]:
+        """For background processes, which hand their errors on pickled."""
+        return type(self), (self.files, self._count)
+
+
 class TokenizerError(DataError):
     """A tokenizer is needed and absent, has no pad token, or does not belong to the model."""
 
@@ -119,3 +143,7 @@ class EmptyAnswerError(DataError):
 
 class AdapterError(ModelError):
     """An adapter cannot be put on a model: it has no module of the names given."""
+
+
+class CorruptionError(DataError):
+    """A mask hides all of an image or nothing, or has a form that a model cannot take."""

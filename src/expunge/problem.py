@@ -40,8 +40,8 @@ class DeletionState(Protocol):
     """What training recorded so that a later deletion is exact, certified or cheap; see `expunge.record`.
 
     A state is never changed in place: a deletion makes a new one, whose sums are without the deleted rows. It is
-    derived from personal data, also after a deletion: a state of curvature returns the row of a single deletion
-    exactly. Keep it like the data.
+    derived from personal data, also after a deletion: a state of curvature that was not rebased returns the row of a
+    single deletion exactly, and one that was does so beside all rows that are left. Keep it like the data.
     """
 
     kind: ClassVar[str]

@@ -3,22 +3,45 @@
 import copy
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 from torch.utils.data import TensorDataset
 
+import heads
+import tiny
 from digits_problem import FORGOTTEN, QUIET, SETTINGS
-from expunge import Evidence, FineTune, Problem, References, Retrain, Stage, Unlearned, unlearn
+from expunge import (
+    SISA,
+    Evidence,
+    FineTune,
+    HeadOptimum,
+    NewtonRemoval,
+    Problem,
+    References,
+    Retrain,
+    Run,
+    Sharded,
+    Stage,
+    Supervised,
+    Unlearned,
+    audit,
+    split,
+    unlearn,
+)
 from expunge.audit import FleetSettings
 from expunge.audit.attack_scores import across_models, evaluate_attack
 from expunge.audit.evidence import Side
-from expunge.audit.shadows import Shadows
-from expunge.data import union
-from expunge.errors import MissingNeedError, SavedModelError, SettingError
+from expunge.audit.portrait import Sitting
+from expunge.audit.shadows import Shadows, require_unlearnable, shadow_seed
+from expunge.data import MapDataset, union
+from expunge.errors import MissingNeedError, ReferenceModelError, SavedModelError, SettingError
+from expunge.networks import mlp
 
 SHADOWS = 6
 LITTLE = FineTune((Stage(1e-3, steps=5),))
@@ -207,3 +230,63 @@ def test_numbers_that_cannot_be_used_are_refused_before_anything_is_trained(prob
         References.prepare(problem, 3, execution=QUIET, shadows=1)
     with pytest.raises(SettingError, match="a seed must be 0 or more, not -1"):
         References.prepare(problem, 3, execution=QUIET, seed=-1)
+
+
+def refused_recipe(dataset: MapDataset, seed: int) -> nn.Module:
+    raise AssertionError(f"a model is trained on {len(dataset)} examples with seed {seed}")
+
+
+def test_a_method_that_deletes_by_a_state_of_the_original_is_refused_before_anything_is_trained():
+    data = heads.data()
+    request = dataclasses.replace(heads.problem(heads.fitted(data), data, [3]), recipe=refused_recipe)
+    result = unlearn(request, NewtonRemoval(), execution=QUIET)
+
+    with pytest.raises(MissingNeedError, match=r"'curvature'.*nothing is recorded; audit with shadows=0"):
+        audit(result, oracles=2, shadows=2, execution=QUIET)
+
+
+def test_a_recipe_that_adds_the_noise_of_a_certificate_trains_no_shadow():
+    data = heads.data()
+    noisy = HeadOptimum(heads.clipped, tiny.TASK, heads.L2, sigma=0.4)
+    request = dataclasses.replace(heads.problem(heads.fitted(data), data, [3], state=False), recipe=noisy)
+
+    with pytest.raises(ReferenceModelError, match=r"noise of sigma 0\.4: .* audit with shadows=0"):
+        References.prepare(request, 2, shadows=2, execution=QUIET)
+
+
+def test_shadows_of_a_method_that_only_looks_at_a_state_have_none():
+    """The state shows that the sets are the training set of the original; of shadows the audit knows it."""
+    data = heads.data()
+    request = dataclasses.replace(heads.problem(heads.fitted(data), data, [3]), recipe=refused_recipe)
+    method = NewtonRemoval("retain", l2=heads.L2)
+    others = [heads.fitted(heads.data(seed=seed)) for seed in (1, 2)]
+    looser = dataclasses.replace(method, tolerance=1.0)
+
+    shadows = Shadows(request, others, 0, FleetSettings(cache=False))
+
+    assert require_unlearnable(request, method) is method
+    assert shadows.signals(looser, sitting_of(request)).unlearned["forget"].shape == (2, 1)
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_a_shadow_of_shards_is_unlearned_to_the_bits_of_training_it_afresh(slices: int):
+    member = Supervised(partial(mlp, tiny.FEATURES, tiny.CLASSES), tiny.TASK, 2, 16, execution=QUIET)
+    data, sharded = tiny.vectors(), Sharded(member, shards=2, slices=slices)
+    model, state = sharded.train(data, 0)
+    parts = split(data, indices=[5, 70])
+    request = Problem(model, tiny.TASK, parts.forget, parts.retain, recipe=sharded, state=state)
+    sitting = sitting_of(request)
+
+    shadows = Shadows.train(request, 2, 3, progress=False, settings=FleetSettings(cache=False))
+    found = shadows.signals(SISA(), sitting).unlearned
+
+    for number in range(2):
+        afresh = sitting.signals(sharded(parts.retain, shadow_seed(3, number)))
+        for name in ("forget", "retain"):
+            assert np.array_equal(found[name][number], afresh[name])
+
+
+def sitting_of(request: Problem) -> Sitting:
+    run = Run(request.task, 0, QUIET)
+    given = {"forget": request.forget, "retain": request.retain}
+    return Sitting.prepare(run, run.frozen(request.model), given, SETTINGS)

@@ -1,4 +1,8 @@
 import json
+import os
+import socket
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -6,6 +10,7 @@ from typing import Any
 import datasets as hf
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 import tiny
@@ -14,8 +19,9 @@ from expunge.audit import Evidence
 from expunge.cli.job_file import load_job
 from expunge.cli.problems import prepare
 from expunge.errors import OutputError
-from expunge.states import log_training
-from expunge.storage import read_tensors
+from expunge.methods.npo import npo_loss
+from expunge.states import GradientLog, log_training
+from expunge.storage import digest_model, read_tensors
 from expunge.training import Run
 from expunge.unlearning import Unlearned
 from job_folder import QUICK_AUDIT, JobFolder
@@ -71,10 +77,10 @@ def test_a_person_is_forgotten_and_the_result_loads_like_any_other(texts: JobFol
     assert "2 of 24 training examples are to be forgotten, 22 to be kept" in result.stderr
     model = AutoModelForCausalLM.from_pretrained(texts.output / "model")
     tokenizer = AutoTokenizer.from_pretrained(texts.output / "model")
-    saved, _ = read_tensors(texts.output / "model.safetensors")
     assert type(model) is GPT2LMHeadModel
-    assert set(saved) == set(model.state_dict())
-    assert all(torch.equal(saved[name], tensor) for name, tensor in model.state_dict().items())
+    assert digest_model(model) == texts.record()["result_digest"]
+    assert not (texts.output / "model.safetensors").exists(), "weights are stored once"
+    assert "report.html and model/ may be shared" in " ".join(result.output.split())
     assert tokenizer("bob lives", add_special_tokens=False)["input_ids"] == words.tokenizer()("bob lives")["input_ids"]
     evidence = Evidence.load(texts.output)
     assert len(evidence.measure("probability", "forget").oracles) == 3
@@ -234,7 +240,7 @@ def test_a_failed_save_leaves_no_model_and_resume_goes_on(texts: JobFolder, monk
     assert failed.exit_code == 2
     assert texts.outputs() == {"checkpoints"}
     assert texts.run("--resume").exit_code == 0
-    assert texts.outputs() == {"job.yaml", "record.json", "model.safetensors", "model", "forget.key", "report.html"}
+    assert texts.outputs() == {"job.yaml", "record.json", "model", "forget.key", "report.html"}
     digest = texts.record()["result_digest"]
     assert texts.run("--output", texts.folder / "whole").exit_code == 0
     assert json.loads((texts.folder / "whole" / "record.json").read_text())["result_digest"] == digest
@@ -251,6 +257,113 @@ def test_a_gradient_log_is_a_state_of_a_job(texts: JobFolder) -> None:
         result = texts.run()
     assert result.exit_code == 0, result.output
     assert texts.record()["state"]["kind"] == log.kind
+
+
+def test_memory_is_saved_as_the_job_says(texts: JobFolder) -> None:
+    texts.job["execution"] = {"gradient_checkpointing": True, "precision": "bf16"}
+    assert texts.run().exit_code == 0
+    settings = texts.record()["execution"]
+    assert (settings["gradient_checkpointing"], settings["precision"]) == (True, "bf16")
+    half = [loss for phase in texts.record()["phases"] for loss in phase["history"]]
+    AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
+    del texts.job["execution"]
+    assert texts.run("--output", texts.folder / "plain").exit_code == 0
+    record = json.loads((texts.folder / "plain" / "record.json").read_text())
+    plain = [loss for phase in record["phases"] for loss in phase["history"]]
+    assert half == pytest.approx(plain, rel=0.03, abs=0.03)
+    assert half != plain
+
+
+def test_two_processes_run_a_job_as_one_does(texts: JobFolder) -> None:
+    texts.job["execution"] = {"device": "cpu", "threads": 1}
+    texts.job["method"] = NPO | {"retain_loss": "kl"}
+    assert texts.run().exit_code == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    command += ["-m", "expunge", "run", str(texts.folder / "job.yaml"), "--output", str(texts.folder / "two")]
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((texts.folder / "two" / "record.json").read_text())
+    assert record["execution"]["processes"] == 2
+    assert done.stderr.count("Unlearning with NPO") == 1, "one process speaks"
+    for one, two in zip(texts.record()["phases"], record["phases"], strict=True):
+        assert two["history"] == pytest.approx(one["history"], rel=0, abs=1e-5)
+    model = AutoModelForCausalLM.from_pretrained(texts.folder / "two" / "model")
+    assert digest_model(model) == record["result_digest"]
+
+
+def test_a_loss_that_becomes_nan_stops_the_run_and_the_last_good_checkpoint_is_kept(
+    texts: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[torch.Tensor] = []
+
+    def spoiled(*arguments: Any) -> torch.Tensor:
+        steps.append(npo_loss(*arguments))
+        return steps[-1] * (float("nan") if len(steps) == 4 else 1.0)
+
+    texts.job["method"] = NPO | {"epochs": 8}
+    texts.job["execution"] = {"checkpoint_seconds": 1e-6}
+    with monkeypatch.context() as patch:
+        patch.setattr("expunge.methods.npo.npo_loss", spoiled)
+        complaint = last_line(texts)
+    assert "the objective of phase 'unlearn' became nan at step 4; lower the learning rate" in complaint
+    assert str(texts.output / "diverged") in complaint
+    assert texts.outputs() == {"diverged"}
+    tensors, notes = read_tensors(texts.output / "diverged" / "00-unlearn.safetensors")
+    assert notes["record"]["steps"] == 3
+    assert len(notes["record"]["history"]) == 3
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+    texts.job["method"]["learning_rate"] = 1e-4
+    assert texts.run().exit_code == 0, "and it does not stand in the way of a corrected run"
+
+
+@pytest.fixture
+def logged(texts: JobFolder) -> JobFolder:
+    """The job with a gradient log of its model's training."""
+    run = Run(words.TASK, 0, tiny.QUIET)
+    model, _ = log_training(words.recipe(epochs=4), words.facts(), run, texts.folder / "log")
+    assert isinstance(model, GPT2LMHeadModel)
+    model.save_pretrained(texts.folder / "original")
+    texts.job |= {"state": "log", "method": {"name": "gradient-reversal", "target_loss": 2.2, "overshoot": 0.0}}
+    return texts
+
+
+def test_a_log_of_another_model_is_refused(logged: JobFolder) -> None:
+    trained().save_pretrained(logged.folder / "original")
+    assert "the gradient log belongs to another model" in last_line(logged)
+
+
+def test_a_log_of_other_data_is_refused_and_their_order_does_not_matter(logged: JobFolder) -> None:
+    rows = [row | ({"answer": "bob is a pilot ."} if row["person"] == "bob" else {}) for row in words.facts()]
+    write_lines(logged.folder / "other.jsonl", rows)
+    logged.job["data"]["train"] = {"jsonl": "other.jsonl"}
+    assert "of the 2 examples are not among the 24 that the gradient log is of" in last_line(logged)
+    write_lines(logged.folder / "other.jsonl", words.facts()[::-1])
+    with pytest.warns(UserWarning, match="over-exposed"):
+        assert logged.run().exit_code == 0
+
+
+def test_a_log_that_lacks_entries_is_refused(logged: JobFolder) -> None:
+    log = GradientLog.open(logged.folder / "log")
+    log.store.keep(lambda record: record.example not in log.ids(words.TASK, words.facts()[2:3]))
+    assert "has no entry of example 2: it was never trained on, deleted before, or lost" in last_line(logged)
+
+
+def test_layers_that_do_not_exist_are_named(logged: JobFolder) -> None:
+    logged.job["method"]["layers"] = ["block:9"]
+    assert "nothing is called 'block:9'; there are all, embedding, head, block:0-1" in last_line(logged)
+
+
+def test_a_log_of_the_first_epoch_has_no_others(texts: JobFolder) -> None:
+    run = Run(words.TASK, 0, tiny.QUIET)
+    model, _ = log_training(words.recipe(epochs=2), words.facts(), run, texts.folder / "log", epochs="first")
+    assert isinstance(model, GPT2LMHeadModel)
+    model.save_pretrained(texts.folder / "original")
+    texts.job |= {"state": "log", "method": {"name": "gradient-reversal", "target_loss": 2.2}}
+    assert "the gradient log holds the first epoch only, and 'all' was asked for" in last_line(texts)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

@@ -20,7 +20,7 @@ import tiny
 from expunge.audit import Evidence
 from expunge.errors import LabelError, OutputError
 from expunge.unlearning import Unlearned, unlearn
-from job_folder import QUICK_AUDIT, JobFolder
+from job_folder import QUICK_AUDIT, JobFolder, trained_mlp
 
 RESULT = {"job.yaml", "record.json", "model.safetensors", "forget.key", "report.html"}
 
@@ -38,6 +38,21 @@ def test_a_whole_job_leaves_a_complete_result(jobs: JobFolder) -> None:
     assert evidence.sentence in " ".join(result.stdout.split())
     assert "30 of 120 training examples are to be forgotten, 90 to be kept" in result.stderr
     assert "<html" in (jobs.output / "report.html").read_text(encoding="utf-8")
+
+
+def test_shadows_without_a_state_are_refused_before_anything_is_unlearned(jobs: JobFolder) -> None:
+    kept = expunge.record(trained_mlp(), tiny.TASK, tiny.vectors(), kind="moments")
+    expunge.save_state(kept, jobs.folder / "state")
+    jobs.job |= {
+        "recipe": {"epochs": 2, "batch_size": 32},
+        "audit": QUICK_AUDIT | {"shadows": 2},
+        "state": "state",
+        "method": {"name": "newton-removal"},
+    }
+    result = jobs.run()
+    assert result.exit_code == 2
+    assert "NewtonRemoval deletes by what was recorded of the original" in result.stderr
+    assert "Unlearning" not in result.stderr
 
 
 def test_json_is_all_that_goes_to_standard_output(jobs: JobFolder) -> None:

@@ -136,13 +136,36 @@ def test_splits_of_an_image_folder_share_their_classes(jobs: JobFolder) -> None:
     assert "data.holdout.split: " in jobs.run().stderr
 
 
+def test_nested_classes_keep_their_whole_name(jobs: JobFolder) -> None:
+    save_pictures(jobs.folder / "places", {"a/field": 2, "h/house/indoor": 1, "h/house/outdoor": 3, "p/pub/indoor": 2})
+    image_job(jobs, {"images": "places"}, channels=3)
+    jobs.job["forget"] = {"classes": [1]}
+    problem = problem_of(jobs)
+    assert problem.task.names == ("a/field", "h/house/indoor", "h/house/outdoor", "p/pub/indoor")
+    assert problem.forget is not None
+    assert len(problem.forget) == 1
+
+
+def test_damaged_images_are_listed_before_anything_runs(jobs: JobFolder) -> None:
+    save_pictures(jobs.folder / "train", {"cat": 3, "cow": 2, "dog": 4, "emu": 2})
+    whole = (jobs.folder / "train" / "dog" / "1.png").read_bytes()
+    (jobs.folder / "train" / "dog" / "1.png").write_bytes(whole[: len(whole) // 2])
+    (jobs.folder / "train" / "emu" / "0.png").write_text("no picture", encoding="utf-8")
+    image_job(jobs, {"images": "train"}, channels=3)
+    result = jobs.run()
+    assert result.exit_code == 2
+    assert "2 of 11 images cannot be read: dog/1.png (" in result.stderr
+    assert "emu/0.png (no format that Pillow reads)" in " ".join(result.stderr.split())
+    assert not jobs.output.exists()
+
+
 def test_a_class_may_be_called_like_a_split(jobs: JobFolder) -> None:
     save_pictures(jobs.folder / "vehicles", {"bus": 1, "car": 2, "train": 3, "tram": 1})
     image_job(jobs, {"images": "vehicles"}, channels=3)
     assert problem_of(jobs).task.names == ("bus", "car", "train", "tram")
 
 
-@pytest.mark.parametrize("kind", ["images", "csv", "parquet"])
+@pytest.mark.parametrize("kind", ["images", "huggingface", "csv", "parquet"])
 def test_reading_leaves_no_copy_and_no_name_in_a_cache(
     jobs: JobFolder, table: Columns, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,9 +173,9 @@ def test_reading_leaves_no_copy_and_no_name_in_a_cache(
     cache.mkdir()
     for name in ("HF_CACHE_HOME", "HF_DATASETS_CACHE", "HF_MODULES_CACHE"):
         monkeypatch.setattr(hf.config, name, str(cache))
-    if kind == "images":
+    if kind in {"images", "huggingface"}:
         save_pictures(jobs.folder / "train", {"cat": 3, "cow": 2, "dog": 4, "emu": 2})
-        image_job(jobs, {"images": "train"}, channels=3)
+        image_job(jobs, {kind: "train"}, channels=3)
         jobs.job["method"] = {"name": "neg-grad-plus", "epochs": 1}
     else:
         getattr(pd.DataFrame(table()), f"to_{kind}")(jobs.folder / f"people.{kind}", index=False)

@@ -109,6 +109,18 @@ def test_the_certificate() -> None:
     assert not hasattr(model.fit(WINE, NAMES), "certificate_")
 
 
+@pytest.mark.parametrize(("settings", "rebased"), [
+    ({}, False), ({"keep_rows": False}, False), ({"rebase": True}, True), ({"keep_rows": False, "rebase": True}, True),
+])  # fmt: skip
+def test_the_state_is_rebased_on_request(settings: dict[str, Any], rebased: bool) -> None:
+    model = LogisticRegression(**settings).fit(WINE, KINDS)
+    for row in (0, 100):
+        model.forget(WINE[[row]], KINDS[[row]])
+    named = {each.name for each in model.certificate_.constants}
+    assert ("moved" in named) is rebased
+    assert any("all rows that are left" in each for each in model.certificate_.not_covered) is rebased
+
+
 def test_a_fixed_sigma_runs_out() -> None:
     model = LogisticRegression(sigma=0.05).fit(WINE, KINDS)
     spent = [model.forget(indices=[row]).certificate_.budget_spent for row in range(3)]
@@ -135,6 +147,8 @@ def test_refusals_change_nothing() -> None:
         with pytest.raises(error, match=words):
             model.forget(**request)
     assert pickle.dumps(model) == before
+    with pytest.raises(SettingError, match="rebase must be one of True, False, not 'never'"):
+        LogisticRegression(rebase="never").fit(WINE, KINDS)  # type: ignore[arg-type]
     bare = LogisticRegression(keep_rows=False).fit(WINE, KINDS)
     with pytest.raises(MissingNeedError, match="keeps no rows"):
         bare.forget(indices=[0])

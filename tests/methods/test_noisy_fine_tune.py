@@ -1,18 +1,23 @@
 """Noisy fine-tuning: clipping, noise, and what it guarantees."""
 
 import dataclasses
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import tiny
-from expunge import Execution, NoisyFineTune, Problem, Tier, Unlearned, split, unlearn
+from expunge import Execution, NoisyFineTune, Problem, Run, Tier, Unlearned, split, unlearn
 from expunge.errors import ModelError, SettingError
 from expunge.methods import noisy_fine_tune
 from expunge.privacy import iteration_shift, renyi_ratio
-from expunge.storage import digest_model
+from expunge.storage import digest_model, read_tensors
 
 DATA = tiny.vectors(spread=0.5)
 METHOD = NoisyFineTune(
@@ -50,6 +55,38 @@ def test_no_loss_from_before_the_last_noise_is_recorded() -> None:
     noise, repair = forget(METHOD).record.phases
     assert noise.history == [], "its losses are exact figures of the original and of steps that are not released"
     assert len(repair.history) == repair.steps > 0
+
+
+def test_no_loss_from_before_the_last_noise_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: dict[str, list[str]] = {}
+
+    @contextmanager
+    def listening(title: str, *_: Any, **__: Any) -> Iterator[Any]:
+        heard = notes.setdefault(title, [])
+        yield SimpleNamespace(advance=lambda amount=1, note="": heard.append(note))
+
+    monkeypatch.setattr(sys.modules[Run.__module__], "bar", listening)
+    forget(METHOD)
+    assert notes["noise"]
+    assert set(notes["noise"]) == {""}
+    assert all(note.startswith("loss ") for note in notes["repair"])
+
+
+def test_no_loss_from_before_the_last_noise_is_in_a_checkpoint(tmp_path: Path) -> None:
+    often = dataclasses.replace(tiny.QUIET, checkpoint_seconds=0)
+    seen: list[Any] = []
+
+    class Copying(nn.Linear):
+        def forward(self, rows: Tensor) -> Tensor:
+            seen.extend(read_tensors(path)[1]["record"] for path in tmp_path.glob("*.safetensors"))
+            return super().forward(rows)
+
+    torch.manual_seed(0)
+    model = Copying(tiny.FEATURES, tiny.CLASSES)
+    unlearn(problem(model), METHOD, execution=often, checkpoint_dir=tmp_path)
+    noise = [record for record in seen if record["name"] == "noise"]
+    assert {record["steps"] for record in noise} == set(range(1, 21))
+    assert all(record["history"] == [] for record in noise)
 
 
 def test_every_step_moves_as_the_accountant_believes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from expunge.errors import SettingError
 from expunge.privacy import (
     basaran_sensitivity,
     bernstein_deviation,
+    curvature_drift,
     curvature_mismatch,
     guo_sensitivity,
     newton_remainder,
@@ -100,6 +101,37 @@ def test_the_remainder_without_cancellation() -> None:
     assert around[0] == pytest.approx(0.5 + 0.0099 / 6, rel=1e-4)
     assert around[1] == pytest.approx(0.5 + 0.0101 / 6, rel=1e-4)
     assert newton_remainder(1e3, 1.0, 2.0, 1.0) == 1e6
+
+
+@pytest.mark.parametrize("loss", HeadLoss)
+@pytest.mark.parametrize("moved", [1e-3, 0.1, 1.0, 5.0])
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_step_with_curvature_from_elsewhere_is_bounded(loss: HeadLoss, moved: float, alike: bool) -> None:
+    """The two parts of what it leaves: drift and remainder; with steps along the way that the weights went, or not."""
+    by_concordance = 0
+    for seed in range(60):
+        held = rows(7, seed, loss, 1.0)
+        former, way = probe(seed)
+        way *= moved / way.norm()
+        step = way.clone() if alike else probe(seed + 1000)[1]
+        step *= 0.3 / step.norm()
+        there, here = held.probabilities(former), held.probabilities(former + way)
+        along_former, along = held.product_sum(there, step), held.product_sum(here, step)
+        curvature, spread = (float((v * held.product_sum(there, v)).sum()) / len(held) for v in (step, way))
+        slopes = loss.hessian_lipschitz(1.0), loss.concordance(1.0)
+        drift = curvature_drift(0.3, curvature, moved, math.sqrt(spread), *slopes)
+        assert float((along - along_former).norm()) / len(held) <= drift + 1e-15
+        left = held.gradient_sum(former + way + step) - held.gradient_sum(former + way) - along
+        assert float(left.norm()) / len(held) <= newton_remainder(0.3, curvature, *slopes, moved) + 1e-15
+        by_concordance += drift < slopes[0] * moved * 0.3
+    assert by_concordance > 30 or moved > 0.1, "where weights are large the curvature is small, and so is the bound"
+
+
+def test_no_way_means_no_drift_and_the_same_remainder() -> None:
+    assert curvature_drift(0.3, 0.1, 0.0, 0.0, 1.0, 1.0) == 0.0
+    assert newton_remainder(0.3, 0.01, 1.0, 1.0, 0.0) == newton_remainder(0.3, 0.01, 1.0, 1.0)
+    assert newton_remainder(0.3, 0.01, 1.0, 1.0, 0.5) == newton_remainder(0.3, 0.01, 1.0, 1.0) * math.exp(0.5)
+    assert curvature_drift(0.3, 0.1, 1e3, 1.0, 2.0, 1.0) == 2.0 * 1e3 * 0.3
 
 
 def test_a_sample_of_curvatures_strays_less_than_bernstein_says() -> None:

@@ -24,7 +24,7 @@ from expunge.audit.pair import Pair
 from expunge.audit.portrait import FORGET, Portrait, Sitting
 from expunge.audit.references import Oracles
 from expunge.audit.settings import AuditSettings
-from expunge.audit.shadows import Shadows
+from expunge.audit.shadows import Shadows, require_trainable, require_unlearnable
 from expunge.audit.verdict import judge
 from expunge.data import MapDataset
 from expunge.errors import MissingNeedError, ReferenceModelError, SettingError
@@ -75,6 +75,8 @@ class References:
             raise SettingError(f"a seed must be 0 or more, not {seed}")
         if shadows == 1:
             raise SettingError(f"one shadow tells nothing; use {FEWEST_SHADOWS} at least, or 0")
+        if shadows:
+            require_trainable(problem)
         if isinstance(oracles, int):
             models = Oracles.train(
                 problem, oracles, seed, progress=execution.progress, settings=fleet, announce=announce
@@ -202,9 +204,12 @@ def audit(
         The evidence, with a verdict.
 
     Raises:
-        MissingNeedError: There is no forget set, no retain set, or no recipe where oracles are to be trained.
-        ReferenceModelError: The recipe failed, or its oracles are identical.
+        MissingNeedError: There is no forget set, no retain set, or no recipe where oracles are to be trained; or the
+            method needs a state of each shadow.
+        ReferenceModelError: The recipe failed, or its oracles are identical, or it cannot train shadows.
     """
+    if shadows:
+        require_unlearnable(unlearned.problem, unlearned.method)
     references = References.prepare(
         unlearned.problem,
         oracles,

@@ -51,6 +51,8 @@ class Batched(Executor):
             return "it trains in float32 and in the usual memory format alone"
         if execution.micro_batch_size is not None:
             return "micro_batch_size asks for less memory, and batching takes more"
+        if execution.gradient_checkpointing:
+            return "gradient_checkpointing asks for less memory, and batching takes more"
         if execution.workers:
             return "examples are fetched by background processes"
         with reproducible(execution.threads):

@@ -62,7 +62,8 @@ def answers(task: Task, unlearned: Tensor, original: Tensor, oracles: Sequence[T
 
 def layer_distances(unlearned: nn.Module, original: nn.Module, oracles: Sequence[nn.Module]) -> list[LayerDistance]:
     """For each layer, the norm of the difference to the original's parameters over the norm of the original's."""
-    ours, others = _by_layer(unlearned, original), [_by_layer(oracle, original) for oracle in oracles]
+    names = [name for name, _ in unlearned.named_parameters()]  # of weights that it shares, one
+    ours, *others = (_by_layer(model, original, names) for model in (unlearned, *oracles))
     return [_layer_distance(layer, distance, [other[layer] for other in others]) for layer, distance in ours.items()]
 
 
@@ -74,13 +75,13 @@ def _closeness(means: NDArray[np.float64]) -> NDArray[np.float64]:
     return 1 - np.abs(means[0] - means[1:].mean(0))
 
 
-def _by_layer(model: nn.Module, original: nn.Module) -> dict[str, float]:
+def _by_layer(model: nn.Module, original: nn.Module, names: Sequence[str]) -> dict[str, float]:
     squares: dict[str, tuple[float, float]] = {}
-    theirs = dict(original.named_parameters())
-    for name, parameter in model.named_parameters():
+    own, theirs = (dict(each.named_parameters(remove_duplicate=False)) for each in (model, original))
+    for name in names:
         layer = name.rpartition(".")[0] or name
         start = theirs[name].detach().cpu().double()
-        difference = float((parameter.detach().cpu().double() - start).square().sum())
+        difference = float((own[name].detach().cpu().double() - start).square().sum())
         before = squares.get(layer, (0.0, 0.0))
         squares[layer] = before[0] + difference, before[1] + float(start.square().sum())
     return {layer: float(np.sqrt(moved / max(norm, 1e-30))) for layer, (moved, norm) in squares.items()}

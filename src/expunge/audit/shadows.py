@@ -20,10 +20,11 @@ from expunge.audit.fleet import Fleet
 from expunge.audit.identity import recipe_name
 from expunge.audit.measuring import Announce, tell_of_measuring
 from expunge.audit.portrait import FORGET, Floats, Sitting
-from expunge.data import union
+from expunge.data import MapDataset, union
 from expunge.errors import DataError, MissingNeedError, OutputError, ReferenceModelError
 from expunge.methods import Method
-from expunge.problem import Problem
+from expunge.problem import DeletionState, Problem, Recipe
+from expunge.states import HeadOptimum, Sharded
 from expunge.storage import digest_model
 from expunge.training import Execution, bar
 from expunge.training.seeds import derive
@@ -77,32 +78,20 @@ class Shadows:
 
         Raises:
             MissingNeedError: The problem has no recipe, no forget set or no retain set.
-            ReferenceModelError: The recipe failed.
+            ReferenceModelError: The recipe failed, or does not train models as the original was trained.
         """
-        if problem.recipe is None or problem.forget is None or problem.retain is None:
-            raise MissingNeedError(
-                "shadows are trained on forget and retain set by the recipe: give the problem `forget=`, `retain=` and "
-                "`recipe=`, or audit with shadows=0"
-            )
-        whole = union(problem.forget, problem.retain)
-        seeds = [derive(seed, "shadow", number) % 2**31 for number in range(count)]
-        jobs = [TrainingJob(whole, own, f"shadow {number + 1}") for number, own in enumerate(seeds)]
-        trained = Fleet(problem.recipe, jobs, "shadows", problem.model).train(
-            settings, progress=progress, announce=announce
-        )
+        recipe, whole = require_trainable(problem)
+        jobs = [TrainingJob(whole, shadow_seed(seed, number), f"shadow {number + 1}") for number in range(count)]
+        trained = Fleet(recipe, jobs, "shadows", problem.model).train(settings, progress=progress, announce=announce)
         return cls(problem, trained.models, seed, settings or FleetSettings(), trained.notes, announce)
 
     def signals(self, method: Method | None, sitting: Sitting) -> ShadowSignals:
         """Unlearn every shadow by a method and look at it; signals that are kept from before are read instead.
 
         Raises:
-            MissingNeedError: The method is not known.
+            MissingNeedError: The method is not known, or needs a state that shadows have not.
         """
-        if method is None:
-            raise MissingNeedError(
-                "shadows are unlearned by the method that made the audited model, which is not known of a result read "
-                "from a folder: pass `method=` to Unlearned.load, or audit with shadows=0"
-            )
+        method = require_unlearnable(self.problem, method)
         shelf = _SignalShelf.open(self, method, sitting)
         trained, unlearned = list[Floats](), list[dict[str, Floats]]()
         with bar("unlearning shadows", len(self.models), enabled=sitting.run.execution.progress) as display:
@@ -122,9 +111,68 @@ class Shadows:
         )
 
     def _unlearned(self, number: int, method: Method, execution: Execution) -> nn.Module:
-        problem = replace(self.problem, model=self.models[number])
+        problem = replace(self.problem, model=self.models[number], state=self._state(number))
         seed = derive(self.seed, "unlearned shadow", number) % 2**31
         return unlearn(problem, method, seed=seed, execution=replace(execution, progress=False)).model
+
+    def _state(self, number: int) -> DeletionState | None:
+        """Of the shadow itself, where its recipe can say it; the state of the original speaks of no other model."""
+        recipe, whole = require_trainable(self.problem)
+        if not isinstance(recipe, Sharded):
+            return None
+        return recipe.state_of(self.models[number], whole, shadow_seed(self.seed, number))
+
+
+def shadow_seed(seed: int, number: int) -> int:
+    """The seed of one shadow of an audit."""
+    return derive(seed, "shadow", number) % 2**31
+
+
+def require_trainable(problem: Problem) -> tuple[Recipe, MapDataset]:
+    """The recipe of a problem's shadows and what they are trained on; checked before anything is trained.
+
+    Raises:
+        MissingNeedError: The problem has no recipe, no forget set or no retain set.
+        ReferenceModelError: The recipe does not train models as the original was trained.
+    """
+    recipe = problem.recipe
+    if recipe is None or problem.forget is None or problem.retain is None:
+        raise MissingNeedError(
+            "shadows are trained on forget and retain set by the recipe: give the problem `forget=`, `retain=` and "
+            "`recipe=`, or audit with shadows=0"
+        )
+    if isinstance(recipe, HeadOptimum) and recipe.sigma > 0:
+        raise ReferenceModelError(
+            f"the recipe adds noise of sigma {recipe.sigma:g}: it draws the reference of a certificate and does not "
+            "train models as the original was trained, which shadows must be; audit with shadows=0: what a single "
+            "example may show is what the certificate bounds"
+        )
+    return recipe, union(problem.forget, problem.retain)
+
+
+def require_unlearnable(problem: Problem, method: Method | None) -> Method:
+    """The method, if shadows of the problem can be unlearned by it; checked before anything is trained.
+
+    Raises:
+        MissingNeedError: The method is not known, or needs a state that shadows have not.
+    """
+    if method is None:
+        raise MissingNeedError(
+            "shadows are unlearned by the method that made the audited model, which is not known of a result read "
+            "from a folder: pass `method=` to Unlearned.load, or audit with shadows=0"
+        )
+    method.require(problem)
+    if problem.state is None or isinstance(problem.recipe, Sharded):
+        return method
+    try:
+        method.require(replace(problem, state=None))
+    except MissingNeedError as error:
+        raise MissingNeedError(
+            f"{type(method).__name__} deletes by what was recorded of the original (a state of kind "
+            f"{problem.state.kind!r}), and shadows are other models, of which nothing is recorded; audit with "
+            "shadows=0, or unlearn by a method that needs no state. Shadows of a `Sharded` recipe have one"
+        ) from error
+    return method
 
 
 @dataclass(frozen=True)

@@ -6,32 +6,18 @@ from collections.abc import Callable
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand
 
-from expunge.audit import Level
-from expunge.audit.choosing import ExecutorName, FleetSettings
-from expunge.audit.self_test import self_test as run_self_test
-from expunge.cli.cache import cache_facts, print_cache
-from expunge.cli.costs import CostTeller
-from expunge.cli.demo import run_demo
-from expunge.cli.demo_language import run_language, story_json
-from expunge.cli.demo_language_summary import print_language
-from expunge.cli.hospital import facts, run_hospital
-from expunge.cli.hospital_summary import print_hospital
-from expunge.cli.influence import influence_facts, print_influence
-from expunge.cli.job_file import load_job
-from expunge.cli.loading import TRACEBACK, UNTOLD, named
-from expunge.cli.methods import installed_methods
-from expunge.cli.runs import AuditOrder, Outcome, audit_run, is_main_process, render_run, run_job
-from expunge.cli.self_test import digits, print_self_test, self_test_json
-from expunge.cli.summary import method_facts, outcome_json, print_methods, print_outcome
+from expunge.cli.processes import is_main_process
 from expunge.errors import ExpungeError, JobError
-from expunge.states.influence import Influence
+
+if TYPE_CHECKING:  # each command imports what it needs: torch takes seconds, which --version and --help need not
+    from expunge.cli.runs import Outcome
 
 T = TypeVar("T")
 
@@ -71,6 +57,10 @@ class Demonstration(StrEnum):
     LANGUAGE = "language"
 
 
+LevelName = Literal["quick", "standard", "thorough"]
+ExecutorName = Literal["auto", "in-process", "processes", "ray", "batched"]
+InfluenceName = Literal["gradient", "activation", "hvp", "inverse-hvp"]
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The output folder of a run.")]
 
@@ -96,6 +86,9 @@ def main(
 @app.command(cls=_Command)
 def methods(as_json: Json = False) -> None:
     """List every method that can be named in a job."""
+    from expunge.cli.methods import installed_methods
+    from expunge.cli.summary import method_facts, print_methods
+
     found = installed_methods()
     if as_json:
         _print_json([method_facts(entry) for entry in found])
@@ -115,6 +108,9 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Unlearn as a job file says, and audit the result if it says so."""
+    from expunge.cli.job_file import load_job
+    from expunge.cli.runs import run_job
+
     job = load_job(job_file, change or [])
     if output is None and job.output is None:
         raise JobError("output: is missing; name a folder in the job or with --output")
@@ -135,7 +131,7 @@ def audit(
         ),
     ] = None,
     level: Annotated[
-        Level | None,
+        LevelName | None,
         typer.Option(
             help="How thorough: 3, 10 or 20 oracles, ever more tests, and at last 20 shadows; by default as in the job."
         ),
@@ -152,28 +148,27 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Measure a run's model against models retrained without the forget set."""
+    from expunge.audit import Level
+    from expunge.cli.runs import AuditOrder, audit_run
+
     if self_test:
         given = {"RUN": folder, "--oracles": oracles, "--shadows": shadows, "--level": level, "--seed": seed}
         unused = [name for name, value in given.items() if value is not None]
         if unused:
             raise JobError(f"--self-test brings its own models; leave out {', '.join(unused)}")
-        _say(f"Training shams and oracles on scikit-learn's digits and auditing them, {seeds} of each kind")
-        fleet = FleetSettings(executor if executor is not None else "auto")
-        outcomes = run_self_test(digits(), seeds, fleet=fleet, announce=CostTeller(_say))
-        if as_json:
-            _print_json(self_test_json(outcomes))
-        else:
-            print_self_test(_console(), outcomes)
+        _self_test(executor or "auto", seeds, as_json=as_json)
         return
     if folder is None:
         raise JobError("RUN: is missing; name the output folder of a run, or use --self-test")
-    order = AuditOrder(oracles, shadows, level, executor, seed)
+    order = AuditOrder(oracles, shadows, None if level is None else Level(level), executor, seed)
     _show(audit_run(folder, order, say=_say), as_json=as_json)
 
 
 @app.command(cls=_Command)
 def report(folder: RunFolder, as_json: Json = False) -> None:
     """Write the report of a run again."""
+    from expunge.cli.runs import render_run
+
     path = render_run(folder).report
     if as_json:
         _print_json({"report": str(path)})
@@ -208,10 +203,18 @@ def demo(
     folder = output or Path("expunge-demo" if story is Demonstration.DIGITS else f"expunge-demo-{story.value}")
     match story:
         case Demonstration.DIGITS:
+            from expunge.cli.demo import run_demo
+
             _show(run_demo(folder, oracles=oracles or 6, seed=seed, say=_say), as_json=as_json)
         case Demonstration.HOSPITAL:
+            from expunge.cli.hospital import facts, run_hospital
+            from expunge.cli.hospital_summary import print_hospital
+
             _tell(run_hospital(folder, oracles=oracles or 6, seed=seed, say=_say), facts, print_hospital, as_json)
         case Demonstration.LANGUAGE:
+            from expunge.cli.demo_language import run_language, story_json
+            from expunge.cli.demo_language_summary import print_language
+
             _tell(run_language(folder, oracles=oracles or 3, seed=seed, say=_say), story_json, print_language, as_json)
 
 
@@ -221,6 +224,8 @@ def cache(
     as_json: Json = False,
 ) -> None:
     """Show the folder in which trained reference models are kept, or empty it."""
+    from expunge.cli.cache import cache_facts, print_cache
+
     facts = cache_facts(empty=clear)
     if as_json:
         _print_json(facts)
@@ -231,7 +236,7 @@ def cache(
 @app.command(cls=_Command)
 def influence(
     job_file: Annotated[Path, typer.Argument(metavar="JOB", help="The job, a YAML file.")],
-    kind: Annotated[Influence, typer.Option(help="What is compared.")] = Influence.GRADIENT,
+    kind: Annotated[InfluenceName, typer.Option(help="What is compared.")] = "gradient",
     log: Annotated[
         Path | None, typer.Option(help="Folder of the gradient log; without one, gradients are taken at the model.")
     ] = None,
@@ -242,16 +247,36 @@ def influence(
     as_json: Json = False,
 ) -> None:
     """Score retained examples by what they have to do with those to be forgotten."""
-    facts = influence_facts(load_job(job_file, []), kind=kind, log=log, layers=layers or [], top=top)
+    from expunge.cli.influence import influence_facts, print_influence
+    from expunge.cli.job_file import load_job
+    from expunge.states.influence import Influence
+
+    facts = influence_facts(load_job(job_file, []), kind=Influence(kind), log=log, layers=layers or [], top=top)
     if as_json:
         _print_json(facts)
     else:
         print_influence(_console(), facts)
 
 
-def _show(outcome: Outcome, *, as_json: bool) -> None:
+def _self_test(executor: ExecutorName, seeds: int, *, as_json: bool) -> None:
+    from expunge.audit import FleetSettings
+    from expunge.audit.self_test import self_test
+    from expunge.cli.costs import CostTeller
+    from expunge.cli.self_test import digits, print_self_test, self_test_json
+
+    _say(f"Training shams and oracles on scikit-learn's digits and auditing them, {seeds} of each kind")
+    outcomes = self_test(digits(), seeds, fleet=FleetSettings(executor), announce=CostTeller(_say))
+    if as_json:
+        _print_json(self_test_json(outcomes))
+    else:
+        print_self_test(_console(), outcomes)
+
+
+def _show(outcome: "Outcome", *, as_json: bool) -> None:
     if not is_main_process():
         return
+    from expunge.cli.summary import outcome_json, print_outcome
+
     if as_json:
         _print_json(outcome_json(outcome))
     else:
@@ -277,6 +302,8 @@ def _say(text: str) -> None:
 
 
 def _explain(error: Exception) -> None:
+    from expunge.cli.loading import TRACEBACK, UNTOLD, named
+
     if isinstance(error, JobError):  # a job may have several faults, each in a line of its own
         for line in str(error).splitlines():
             _complain(f"error: {line}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -18,18 +18,18 @@ from expunge.audit.text_written import write
 from expunge.cli.biographies import FACTS_EACH, biographies, sentences
 from expunge.cli.demo import one_thread
 from expunge.cli.job import JOB_FILE, Job
-from expunge.cli.language import MODEL_FOLDER, write_pretrained
 from expunge.cli.problems import prepare
 from expunge.cli.runs import CHECKPOINTS, Outcome, run_job
 from expunge.cli.summary import outcome_json
 from expunge.corpora import Row, word_tokenizer
 from expunge.errors import OutputError
+from expunge.pretrained import PRETRAINED_FOLDER, write_pretrained
 from expunge.report import REPORT_FILE
 from expunge.states import STATE_FILE, log_training
 from expunge.storage import ensure_writable, write_json
 from expunge.tasks import CausalLM
 from expunge.training import Algorithm, Execution, Optimizer, Run, Schedule, Supervised, reproducible
-from expunge.unlearning import KEY_FILE, MODEL_FILE, RECORD_FILE, Unlearned
+from expunge.unlearning import KEY_FILE, RECORD_FILE, Unlearned
 
 FACTS_FILE = "language.json"
 ORIGINAL, LOG = "original", "log"
@@ -43,8 +43,8 @@ _EPOCHS, _BATCH, _RATE = 25, 16, 3e-3
 _LONGEST_ANSWER = 16
 _METHOD: dict[str, Any] = {"name": "gradient-reversal"}
 _LAYERS = ("all",)
-_FOLDERS = (ORIGINAL, LOG, MODEL_FOLDER, CHECKPOINTS)
-_FILES = (FACTS_FILE, JOB_FILE, RECORD_FILE, MODEL_FILE, KEY_FILE, STATE_FILE, EVIDENCE_FILE, REPORT_FILE)
+_FOLDERS = (ORIGINAL, LOG, PRETRAINED_FOLDER, CHECKPOINTS)
+_FILES = (FACTS_FILE, JOB_FILE, RECORD_FILE, KEY_FILE, STATE_FILE, EVIDENCE_FILE, REPORT_FILE)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _train(folder: Path, people: list[Row], seed: int) -> CausalLM:
     model, _ = log_training(
         recipe, people, Run(task, seed, Execution()), folder / LOG, layers=_LAYERS, precision="bf16"
     )
-    write_pretrained(model, task, folder, ORIGINAL)
+    write_pretrained(cast(GPT2LMHeadModel, model), task.tokenizer, folder, ORIGINAL)
     return task
 
 

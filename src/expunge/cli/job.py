@@ -112,6 +112,7 @@ class ExecutionSection(Section):
     precision: Literal["no", "fp16", "bf16"] = "no"
     channels_last: bool = False
     micro_batch_size: PositiveInt | None = None
+    gradient_checkpointing: bool = False
     workers: int = Field(default=0, ge=0)
     threads: PositiveInt | None = None
     checkpoint_seconds: PositiveFloat = 30.0

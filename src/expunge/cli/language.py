@@ -1,17 +1,12 @@
-"""Language models of a job: task and tokenizer, trained models, untrained ones, and the folder that others load."""
+"""Language models of a job: task and tokenizer, trained models, untrained ones."""
 
-import shutil
-import tempfile
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from expunge.cli.job import Job
 from expunge.cli.models import load_model, untrained
@@ -20,11 +15,8 @@ from expunge.cli.sources import Source
 from expunge.cli.task_sections import CausalLMSection
 from expunge.data import subset
 from expunge.errors import JobError, SourceError, TokenizerError
-from expunge.storage import ensure_writable, output_errors
+from expunge.pretrained import without_bars
 from expunge.tasks import CausalLM
-
-MODEL_FOLDER = "model"
-"""Of a run's folder: what `AutoModelForCausalLM` and `AutoTokenizer` load."""
 
 
 def language_task(job: Job) -> CausalLM:
@@ -97,26 +89,6 @@ def readable_examples(source: Source, task: CausalLM, job: Job, key: str) -> tup
     return shorter, [note]
 
 
-def write_pretrained(model: nn.Module, task: CausalLM, folder: Path, name: str = MODEL_FOLDER) -> Path | None:
-    """Write model and tokenizer as `save_pretrained` does into `folder / name`, whole or not; None where it cannot be.
-
-    Raises:
-        OutputError: The folder cannot be written.
-    """
-    if not isinstance(model, PreTrainedModel):
-        return None
-    ensure_writable(folder)
-    with output_errors(folder), tempfile.TemporaryDirectory(prefix=".expunge-partial-", dir=folder) as staged:
-        whole = Path(staged) / name
-        with _without_bars():
-            cast(Any, model).save_pretrained(whole)
-        if task.tokenizer is not None:
-            cast(Any, task.tokenizer).save_pretrained(whole)
-        shutil.rmtree(folder / name, ignore_errors=True)
-        whole.rename(folder / name)
-    return folder / name
-
-
 def _tokenizer(job: Job, section: CausalLMSection) -> PreTrainedTokenizerBase:
     key, name = ("task.tokenizer", section.tokenizer) if section.tokenizer else ("model.hf", job.model.hf or "")
     try:
@@ -143,7 +115,7 @@ def _configuration(job: Job, name: str, key: str) -> dict[str, Any]:
 def _weights(job: Job, name: str, key: str) -> dict[str, Tensor]:
     load = cast(Any, AutoModelForCausalLM).from_pretrained
     try:
-        with _without_bars():
+        with without_bars():
             model, report = load(
                 _place(job, name),
                 use_safetensors=True,  # a pickled checkpoint could run code
@@ -168,18 +140,6 @@ def _made(configuration: dict[str, Any], weights: dict[str, Tensor] | None) -> n
     if weights is not None:
         model.load_state_dict(weights)
     return model
-
-
-@contextmanager
-def _without_bars() -> Generator[None]:
-    """Reading and writing a file is no phase of a run, and its bar would stand between theirs."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _config(configuration: dict[str, Any]) -> Any:

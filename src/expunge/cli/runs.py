@@ -5,20 +5,19 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
 
 from accelerate import PartialState
-from accelerate.utils import environment
 from pydantic import TypeAdapter
 
 from expunge.audit import AuditSettings, Evidence, FleetSettings, Level, audit
 from expunge.audit.choosing import ExecutorName, Expected
 from expunge.audit.evidence import EVIDENCE_FILE
+from expunge.audit.shadows import require_unlearnable
 from expunge.cli.costs import CostTeller
 from expunge.cli.job import JOB_FILE, AuditSection, Job
 from expunge.cli.job_file import load_job
-from expunge.cli.language import MODEL_FOLDER, write_pretrained
 from expunge.cli.problems import Prepared, audit_settings_of, execution_of, method_of, prepare
+from expunge.cli.processes import is_main_process
 from expunge.errors import (
     CheckpointError,
     DivergedError,
@@ -32,7 +31,6 @@ from expunge.methods import Method
 from expunge.problem import Problem
 from expunge.report import REPORT_FILE, write_report
 from expunge.storage import ensure_writable, remove_partial_files
-from expunge.tasks import CausalLM
 from expunge.training import Execution
 from expunge.unlearning import KEY_FILE, RECORD_FILE, Record, Unlearned, read_record, unlearn
 
@@ -40,6 +38,7 @@ Say = Callable[[str], None]
 """Tells the user what is going on."""
 
 CHECKPOINTS = "checkpoints"
+DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)
@@ -72,14 +71,6 @@ class AuditOrder:
     seed: int | None = None
 
 
-def is_main_process() -> bool:
-    """Whether this process is the one that writes and prints; known before accelerate has started."""
-    return (
-        cast(Any, environment).get_int_from_env(["RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"], 0)
-        == 0
-    )
-
-
 def run_job(job: Job, folder: Path, *, resume: bool, say: Say) -> Outcome:
     """Unlearn, save, audit and report as a job says.
 
@@ -102,6 +93,8 @@ def run_job(job: Job, folder: Path, *, resume: bool, say: Say) -> Outcome:
     for note in prepared.notes:
         say(f"  {note}")
     method.require(prepared.problem)
+    if job.audit is not None and job.audit.shadows:
+        require_unlearnable(prepared.problem, method)
     if finished:
         say(f"The unlearned model is already in {folder}")
         unlearned = _same(folder, prepared.problem, method, job)
@@ -206,13 +199,10 @@ def _save(unlearned: Unlearned, job: Job, folder: Path) -> None:
     # the record comes last and marks a finished run
     try:
         job.save(folder)
-        if isinstance(unlearned.problem.task, CausalLM):
-            write_pretrained(unlearned.model, unlearned.problem.task, folder)
         unlearned.save(folder, key_path=job.key_in(folder))
     except OutputError:
         if not (folder / RECORD_FILE).exists():
             (folder / JOB_FILE).unlink(missing_ok=True)
-            shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
         raise
 
 
@@ -287,10 +277,15 @@ def _checkpoints(folder: Path) -> Generator[Path]:
         raise
     except BaseException as error:
         useless = _would_fail_again(error, afresh=afresh) or not any(path.glob("*.safetensors"))
-        if is_main_process() and useless:
+        kept = isinstance(error, DivergedError) and any(path.glob("*.safetensors"))
+        if is_main_process() and kept:
+            _set_aside(path, folder / DIVERGED)
+        elif is_main_process() and useless:
             _remove(path)
             if not existed and folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+        if kept:
+            raise DivergedError(f"{error}; the last checkpoint before that is kept in {folder / DIVERGED}") from error
         raise
     if is_main_process():
         _remove(path)
@@ -301,6 +296,13 @@ def _would_fail_again(error: BaseException, *, afresh: bool) -> bool:
     if isinstance(error, OutputError):
         return False
     return isinstance(error, DivergedError) or (afresh and isinstance(error, ExpungeError))
+
+
+def _set_aside(path: Path, place: Path) -> None:
+    """Keep checkpoints of a run that diverged where they are not in the way of a corrected one."""
+    if place.is_dir():
+        shutil.rmtree(place)
+    path.rename(place)
 
 
 def _remove(path: Path) -> None:

@@ -9,13 +9,11 @@ from zipfile import BadZipFile
 import datasets as hf
 import numpy as np
 import torch
-from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
 from torch.utils.data import TensorDataset
 
 from expunge.cli.job import Job
 from expunge.cli.loading import existing, load_function, users_code
-from expunge.cli.pictures import picture_folders
 from expunge.cli.settings import nearest
 from expunge.cli.source_sections import (
     CsvSource,
@@ -30,6 +28,8 @@ from expunge.cli.tables import TableFile, read_table
 from expunge.cli.task_sections import ClassificationSection
 from expunge.data import LABEL_NAMES, MapDataset, column
 from expunge.errors import SourceError
+from expunge.hugging_face import load_split
+from expunge.pictures import Fitting, picture_folders, pictures_in
 
 _library = cast(Any, hf)  # its functions for loading are only partly annotated
 
@@ -184,6 +184,7 @@ def _in_memory(inputs: NDArray[np.float32], labels: NDArray[np.int64]) -> Tensor
 
 def _images(section: ImagesSource, path: Path, key: str, like: Source | None) -> Source:
     folders = picture_folders(existing(path, key, folder=True), section.split, key)
+    pictures_in(path, folders, Fitting(), {}).check(one_size=False)
     files = [str(file) for pictures in folders.values() for file in pictures]
     names = list(folders)
     labels = [number for number, pictures in enumerate(folders.values()) for _ in pictures]
@@ -195,8 +196,7 @@ def _images(section: ImagesSource, path: Path, key: str, like: Source | None) ->
 def _hugging_face(section: HuggingFaceSource, job: Job, key: str, like: Source | None) -> Source:
     if section.columns:
         raise SourceError(f"{key}.columns: renames columns of text; name the label of a classifier in task.labels")
-    path = job.path(section.huggingface)
-    dataset = _loaded(lambda: _read_hugging_face(section, path, key), section.huggingface, key)
+    dataset = _split(section, job, key)
     label = cast(ClassificationSection, job.task).labels
     if label is None:
         label = next((name for name in LABEL_NAMES if name in dataset.column_names), None)
@@ -207,32 +207,14 @@ def _hugging_face(section: HuggingFaceSource, job: Job, key: str, like: Source |
     return _from_hugging_face(dataset, key, str(label), like)
 
 
-def _read_hugging_face(section: HuggingFaceSource, path: Path, key: str) -> object:
-    if (path / "dataset_dict.json").exists():
-        parts = cast(hf.DatasetDict, _library.load_from_disk(str(path)))
-        if section.split not in parts:
-            raise SourceError(
-                f"{key}.split: {path} has no split {section.split!r}; it has {', '.join(map(str, parts))}"
-            )
-        return parts[section.split]
-    if (path / "state.json").exists():
-        return _library.load_from_disk(str(path))
-    name = str(path) if path.exists() else section.huggingface
-    return _library.load_dataset(name, section.configuration, split=section.split, revision=section.revision)
-
-
-def _loaded(load: Callable[[], object], name: object, key: str) -> hf.Dataset:
+def _split(section: HuggingFaceSource, job: Job, key: str) -> hf.Dataset:
+    path = job.path(section.huggingface)
+    options = {"name": section.configuration, "revision": section.revision}
+    given = {name: value for name, value in options.items() if value is not None}
     try:
-        dataset = load()
-    except (OSError, ValueError, KeyError, DatasetsError) as error:
-        raise SourceError(
-            f"{key}: {name} cannot be loaded ({error}); check the name or path, the split, and for the hub the network"
-        ) from error
-    if not isinstance(dataset, hf.Dataset):
-        raise SourceError(f"{key}: {name} gives a {type(dataset).__name__}, not a dataset; name one split")
-    if len(dataset) == 0:
-        raise SourceError(f"{key}: {name} is empty")
-    return dataset
+        return load_split(path if path.exists() else section.huggingface, section.split, **given)
+    except SourceError as error:
+        raise SourceError(f"{key}: {error}") from error
 
 
 def _from_hugging_face(dataset: hf.Dataset, key: str, label: str, like: Source | None) -> Source:

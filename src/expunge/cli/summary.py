@@ -1,5 +1,6 @@
 """What a run came to, as tables on a terminal or as JSON."""
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,16 +13,12 @@ from expunge.cli.costs import after_training, training_facts
 from expunge.cli.job import JOB_FILE
 from expunge.cli.methods import Installed
 from expunge.cli.runs import Outcome
+from expunge.pretrained import PRETRAINED_FOLDER
 from expunge.report import REPORT_FILE, words
 from expunge.tasks import Task
 from expunge.unlearning import KEY_FILE, MODEL_FILE, RECORD_FILE
 
 _STYLES = {Side.INSIDE: "green", Side.UNDECIDED: "yellow", Side.ABOVE: "red", Side.BELOW: "red"}
-
-_SHARING = (
-    f"Of the folder, {RECORD_FILE}, {EVIDENCE_FILE}, {REPORT_FILE} and {MODEL_FILE} may be shared; "
-    f"the key ({KEY_FILE}) and {JOB_FILE} may not, because they help to find out who was forgotten."
-)
 
 
 def print_outcome(console: Console, outcome: Outcome) -> None:
@@ -34,7 +31,15 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     for trained in outcome.trained:
         console.print(f"[dim]{escape(after_training(trained))}[/dim]", soft_wrap=True)
     console.print(f"\nReport: [bold]{escape(str(outcome.report))}[/bold]", soft_wrap=True)
-    console.print(_SHARING, soft_wrap=True)
+    console.print(_sharing(outcome.folder), soft_wrap=True)
+
+
+def _sharing(folder: Path) -> str:
+    weights = f"{PRETRAINED_FOLDER}/" if (folder / PRETRAINED_FOLDER).is_dir() else MODEL_FILE
+    return (
+        f"Of the folder, {RECORD_FILE}, {EVIDENCE_FILE}, {REPORT_FILE} and {weights} may be shared; "
+        f"the key ({KEY_FILE}) and {JOB_FILE} may not, because they help to find out who was forgotten."
+    )
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:

@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import datasets as hf
-from datasets.exceptions import DatasetsError
 
 from expunge.errors import SourceError
+from expunge.hugging_face import load_split
 
 Row = dict[str, Any]
 """Fields of an example by name."""
 
 DATA_VARIABLE = "EXPUNGE_DATA_DIR"
-
-_library = cast(Any, hf)  # its functions for loading are only partly annotated
 
 
 def data_folder(name: str, folder: str | Path | None = None) -> Path:
@@ -76,7 +74,7 @@ def read_json_list(path: Path, fields: Mapping[str, type]) -> list[Row]:
 def read_hugging_face(
     name: str | Path, split: str = "train", *, columns: Mapping[str, str] | None = None, **options: Any
 ) -> hf.Dataset:
-    """A Hugging Face dataset of text, from the hub or from a folder that `save_to_disk` wrote.
+    """A Hugging Face dataset of text, from the hub or a folder; see `expunge.hugging_face.load_split`.
 
     Args:
         name: Name on the hub, or path.
@@ -87,20 +85,11 @@ def read_hugging_face(
     Raises:
         SourceError: It cannot be loaded, or lacks the split or a column.
     """
-    try:
-        if (Path(name) / "dataset_dict.json").exists() or (Path(name) / "state.json").exists():
-            found: Any = _library.load_from_disk(str(name))
-            found = found[split] if isinstance(found, hf.DatasetDict) else found
-        else:
-            found = _library.load_dataset(str(name), split=split, **options)
-    except (OSError, ValueError, KeyError, DatasetsError) as error:
-        raise SourceError(
-            f"{name} cannot be loaded ({error}); check the name or path, the split, and for the hub the network"
-        ) from error
+    found = load_split(name, split, **options)
     missing = set(columns or {}) - set(found.column_names)
     if missing:
         raise SourceError(f"{name} has no column {', '.join(sorted(missing))}; it has {', '.join(found.column_names)}")
-    return cast(hf.Dataset, found.rename_columns(dict(columns)) if columns else found)
+    return found.rename_columns(dict(columns)) if columns else found
 
 
 def require_fields(row: object, fields: Mapping[str, type] | Iterable[str], where: str) -> None:

@@ -1,13 +1,16 @@
 """The rows that an estimator was fitted to, for as long as it keeps them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d, validate_data
 from torch import Tensor
 
 from expunge.data import positions
@@ -77,16 +80,78 @@ class RowStore:
         )
 
 
-def require_one_request(X: Any, y: Any, indices: Indices | None) -> None:
-    """Raise unless a request names rows in exactly one way."""
+@dataclass(frozen=True)
+class Request:
+    """Rows to be forgotten, as `forget` was asked for them.
+
+    Args:
+        inputs: (rows, features) float64.
+        targets: (rows, columns) float64.
+        places: (rows,) int64, where they lie in the store, for those that were named by position.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    places: Tensor | None
+
+    @classmethod
+    def read(
+        cls,
+        X: Any,
+        y: Any,
+        indices: Indices | None,
+        store: RowStore | None,
+        as_columns: Callable[[Any, Any], tuple[Tensor, Tensor]],
+    ) -> "Request":
+        """What `forget(X, y)` or `forget(indices=...)` names; `as_columns` reads inputs and targets of the former.
+
+        Raises:
+            MissingNeedError: X or y is missing, or positions are given to an estimator that keeps no rows.
+            SettingError: Rows are named in both ways, in none, or no position is given.
+            AlreadyForgottenError: A row is no longer in the store.
+        """
+        _require_one_way(X, y, indices)
+        if indices is None:
+            return cls(*as_columns(X, y), None)
+        held = _store_or_refuse(store)
+        places = held.places(indices)
+        return cls(held.inputs[places], held.targets[places], places)
+
+    def places_in(self, store: RowStore, ledger: RowLedger) -> Tensor:
+        """Where the rows lie in the store: (rows,) int64; the ledger, from before they are removed, knows them all."""
+        return store.places_of(ledger.digests(self.inputs, self.targets)) if self.places is None else self.places
+
+
+def read_labelled(estimator: BaseEstimator, X: Any, y: Any) -> tuple[Tensor, NDArray[Any]]:
+    """Validated inputs (rows, features) and labels (rows,) for the `fit` of a classifier.
+
+    Raises:
+        ValueError: The data are not what scikit-learn takes.
+    """
+    rows, given = validate_data(estimator, X, y, ensure_min_samples=2)
+    labels = column_or_1d(given, warn=True)
+    check_classification_targets(labels)
+    return numbers(rows), labels
+
+
+def read_again(estimator: BaseEstimator, X: Any, y: Any) -> tuple[Tensor, NDArray[Any]]:
+    """The same for rows of a classifier that is fitted.
+
+    Raises:
+        ValueError: The data are not what scikit-learn takes, or have other features than at `fit`.
+    """
+    rows, labels = validate_data(estimator, X, y, reset=False)
+    return numbers(rows), column_or_1d(labels, warn=True)
+
+
+def _require_one_way(X: Any, y: Any, indices: Indices | None) -> None:
     if (X is None) != (y is None):
         raise MissingNeedError("rows are forgotten with their targets: pass both, as in `forget(X, y)`")
     if (X is None) == (indices is None):
         raise SettingError("name the rows to forget in one way: `forget(X, y)` or `forget(indices=[...])`")
 
 
-def store_or_refuse(store: RowStore | None) -> RowStore:
-    """The store, or a MissingNeedError where the estimator keeps no rows."""
+def _store_or_refuse(store: RowStore | None) -> RowStore:
     if store is None:
         raise MissingNeedError(
             "this estimator keeps no rows (keep_rows=False), so positions mean nothing to it; pass the rows "

@@ -6,12 +6,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from expunge.errors import ForgetSetError
-from expunge.estimators._rows import Indices, RowStore, codes, numbers, require_one_request, store_or_refuse
+from expunge.estimators._rows import Indices, Request, RowStore, codes, numbers, read_again, read_labelled
 from expunge.methods.exactness import certify_fit
 from expunge.privacy import Certificate
 from expunge.states import SufficientStatistics
@@ -46,22 +45,12 @@ class StatisticsEstimator(BaseEstimator):
             MissingNeedError: Positions are given to an estimator that keeps no rows.
         """
         check_is_fitted(self)
-        require_one_request(X, y, indices)
-        if indices is not None:
-            store = store_or_refuse(self._rows)
-            places = store.places(indices)
-            inputs, targets = store.inputs[places], store.targets[places]
-            left = self._statistics.without(inputs, targets)
-        else:
-            inputs, targets = self._asked(X, y)
-            left = self._statistics.without(inputs, targets)
-            places = None
+        request = Request.read(X, y, indices, self._rows, self._asked)
+        left = self._statistics.without(request.inputs, request.targets)
         fitted = self._attributes(left)
         if self._rows is not None:
-            ledger = self._statistics.rows
-            gone = self._rows.places_of(ledger.digests(inputs, targets)) if places is None else places
-            fitted["_rows"] = self._rows.without(gone)
-        fitted |= {"_statistics": left, "certificate_": certify_fit(left, len(inputs))}
+            fitted["_rows"] = self._rows.without(request.places_in(self._rows, self._statistics.rows))
+        fitted |= {"_statistics": left, "certificate_": certify_fit(left, len(request.inputs))}
         self.__dict__.update(fitted)
         return self
 
@@ -88,15 +77,13 @@ class StatisticsClassifier(StatisticsEstimator):
 
     def _read(self, X: Any, y: Any) -> tuple[Tensor, Tensor]:
         """Validated inputs and columns of targets for `fit`; the classes of the fit are set."""
-        rows, given = validate_data(self, X, y, ensure_min_samples=2)
-        labels = column_or_1d(given, warn=True)
-        check_classification_targets(labels)
+        inputs, labels = read_labelled(self, X, y)
         self._fitted_classes: NDArray[Any] = np.unique(labels)
-        return numbers(rows), self._columns(labels)
+        return inputs, self._columns(labels)
 
     def _asked(self, X: Any, y: Any) -> tuple[Tensor, Tensor]:
-        rows, labels = validate_data(self, X, y, reset=False)
-        return numbers(rows), self._columns(column_or_1d(labels, warn=True))
+        inputs, labels = read_again(self, X, y)
+        return inputs, self._columns(labels)
 
     def _columns(self, y: NDArray[Any]) -> Tensor:
         return numbers(np.eye(len(self._fitted_classes))[codes(y, self._fitted_classes)])

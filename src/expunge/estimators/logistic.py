@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from expunge.estimators._rows import Indices, RowStore, codes, numbers, require_one_request, store_or_refuse
+from expunge.estimators._rows import Indices, Request, RowStore, codes, numbers, read_again, read_labelled
 from expunge.methods import NewtonRemoval
 from expunge.networks import ClippedFeatures
 from expunge.privacy import Certificate
@@ -55,6 +54,9 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         tolerance: Gradient norm at which fitting stops.
         keep_rows: Keep the rows, so that they can be forgotten by position. Without them the estimator holds sums and
             keyed digests only.
+        rebase: Whether `forget` leaves a state that no longer returns the forgotten rows, at the price of more noise
+            from the second call on (`NewtonRemoval`). Use it with `keep_rows=False`: beside the rows that are left, the
+            state gives the forgotten ones away all the same.
 
     Attributes:
         classes_: (classes,).
@@ -84,6 +86,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         epsilon_limit: float = 10.0,
         tolerance: float = 1e-10,
         keep_rows: bool = True,
+        rebase: bool = False,
     ) -> None:
         self.l2 = l2
         self.feature_norm = feature_norm
@@ -93,6 +96,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         self.epsilon_limit = epsilon_limit
         self.tolerance = tolerance
         self.keep_rows = keep_rows
+        self.rebase = rebase
 
     def fit(self, X: Any, y: Any) -> Self:
         """Fit to rows (rows, features) and labels (rows,).
@@ -107,13 +111,11 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         """
         _Objective(self.l2, self.feature_norm, self.tolerance)  # refuse settings before anything is computed
         self._removal()
-        rows, given = validate_data(self, X, y, ensure_min_samples=2)
-        labels = column_or_1d(given, warn=True)
-        check_classification_targets(labels)
+        inputs, labels = read_labelled(self, X, y)
         classes = np.unique(labels)
         if len(classes) < 2:
             raise ValueError(f"all {len(labels)} rows are of one class; add rows of another class")
-        inputs, targets = numbers(rows), numbers(codes(labels, classes))
+        targets = numbers(codes(labels, classes))
         model = nn.Sequential(
             ClippedFeatures(self.feature_norm),
             nn.Linear(inputs.shape[1] + 1, len(classes), bias=False, dtype=torch.double),
@@ -164,23 +166,12 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
             SettingError: epsilon or delta cannot be used for so many rows.
         """
         check_is_fitted(self)
-        require_one_request(X, y, indices)
-        ledger = self._state.rows
-        if indices is not None:
-            store = store_or_refuse(self._store)
-            places: Tensor | None = store.places(indices)
-            inputs, targets = store.inputs[places], store.targets[places]
-        else:
-            rows, labels = validate_data(self, X, y, reset=False)
-            inputs, targets = numbers(rows), numbers(codes(column_or_1d(labels, warn=True), self.classes_))
-            places = None
-        problem = Problem(
-            self._model, Classification(len(self.classes_)), forget=_dataset(inputs, targets), state=self._state
-        )
+        request = Request.read(X, y, indices, self._store, self._asked)
+        forget = _dataset(request.inputs, request.targets)
+        problem = Problem(self._model, Classification(len(self.classes_)), forget=forget, state=self._state)
         result = unlearn(problem, self._removal(), execution=Execution(progress=False))
         if self._store is not None:
-            gone = self._store.places_of(ledger.digests(inputs, targets)) if places is None else places
-            self._store = self._store.without(gone)
+            self._store = self._store.without(request.places_in(self._store, self._state.rows))
         self._take(result.model.cpu(), cast(CurvatureState, result.state))
         self.certificate_ = cast(Certificate, result.record.certificate)
         return self
@@ -201,8 +192,18 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         best = self.predict_log_proba(X).argmax(1)
         return self.classes_[best]
 
+    def _asked(self, X: Any, y: Any) -> tuple[Tensor, Tensor]:
+        inputs, labels = read_again(self, X, y)
+        return inputs, numbers(codes(labels, self.classes_))
+
     def _removal(self) -> NewtonRemoval:
-        return NewtonRemoval(epsilon=self.epsilon, delta=self.delta, sigma=self.sigma, epsilon_limit=self.epsilon_limit)
+        return NewtonRemoval(
+            epsilon=self.epsilon,
+            delta=self.delta,
+            sigma=self.sigma,
+            epsilon_limit=self.epsilon_limit,
+            rebase=self.rebase,
+        )
 
     def _take(self, model: nn.Module, state: CurvatureState) -> None:
         weights = cast(Floats, head_weights(cast(nn.Linear, cast(nn.Sequential, model)[1])).numpy())

@@ -9,11 +9,10 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from expunge.errors import ForgetSetError, SettingError
-from expunge.estimators._rows import Indices, RowStore, codes, numbers, require_one_request
+from expunge.estimators._rows import Indices, Request, RowStore, codes, numbers, read_again, read_labelled
 from expunge.methods.exactness import certify_shards
 from expunge.privacy import Certificate
 from expunge.states import RowLedger
@@ -63,12 +62,10 @@ class ShardedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     def fit(self, X: Any, y: Any) -> Self:
         """Fit to rows (rows, features) and labels (rows,)."""
         self._check_settings()
-        rows, given = validate_data(self, X, y, ensure_min_samples=2)
-        labels = column_or_1d(given, warn=True)
-        check_classification_targets(labels)
+        inputs, labels = read_labelled(self, X, y)
         self._labels = np.unique(labels)
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        inputs, targets = numbers(rows), numbers(codes(labels, self._labels))
+        targets = numbers(codes(labels, self._labels))
         self._ledger = RowLedger.of(inputs, targets)
         self._rows = RowStore.of(inputs, targets, self._ledger)
         self.shards_ = _places(len(labels), self.n_shards, self._seed)
@@ -94,17 +91,11 @@ class ShardedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             ForgetSetError: No row would be left.
         """
         check_is_fitted(self)
-        require_one_request(X, y, indices)
-        if indices is not None:
-            places = self._rows.places(indices)
-            ledger = self._ledger.remove(self._rows.inputs[places], self._rows.targets[places])
-        else:
-            rows, labels = validate_data(self, X, y, reset=False)
-            asked = numbers(rows), numbers(codes(column_or_1d(labels, warn=True), self._labels))
-            ledger = self._ledger.remove(*asked)
-            places = self._rows.places_of(self._ledger.digests(*asked))
+        request = Request.read(X, y, indices, self._rows, self._asked)
+        ledger = self._ledger.remove(request.inputs, request.targets)
         if len(ledger) == 0:
             raise ForgetSetError("the forget set is everything that the estimator holds; discard it instead")
+        places = request.places_in(self._rows, self._ledger)
         left = self._rows.without(places)
         touched = np.unique(self.shards_[self._rows.positions[places].numpy()])
         refitted = {int(shard): self._fitted(int(shard), left) for shard in touched}
@@ -125,6 +116,10 @@ class ShardedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         """The class with the largest share: (rows,)."""
         best = self.predict_proba(X).argmax(1)
         return self.classes_[best]
+
+    def _asked(self, X: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs, labels = read_again(self, X, y)
+        return inputs, numbers(codes(labels, self._labels))
 
     def _check_settings(self) -> None:
         if isinstance(self.n_shards, bool) or not isinstance(self.n_shards, Integral) or self.n_shards < 1:

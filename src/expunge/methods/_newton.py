@@ -1,5 +1,6 @@
 """Newton steps away from a forget set, by what is known of the other rows, and how far from retraining they may end."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -17,6 +18,7 @@ from expunge.privacy import (
     DistanceBound,
     Origin,
     bernstein_deviation,
+    curvature_drift,
     curvature_mismatch,
     largest_weights,
     newton_remainder,
@@ -27,6 +29,7 @@ from expunge.states import CurvatureState, HeadRows, HeadSettings
 from expunge.states.curvature import check_norm, require_optimum
 from expunge.states.head import head_of, head_rows, head_weights, is_head_alone, ledger_rows
 from expunge.states.solving import Solution, conjugate_gradients, require_positive_definite
+from expunge.states.travelled import Travelled
 from expunge.tasks import Classification
 from expunge.training import Run
 
@@ -73,7 +76,7 @@ class Objective:
     reference_residual: float | None
 
 
-def by_state(problem: Problem, run: Run, reference_residual: float | None) -> Removal:
+def by_state(problem: Problem, run: Run, reference_residual: float | None, *, rebase: bool = False) -> Removal:
     """From the recorded curvature and the forget rows alone."""
     task, state = cast(Classification, problem.task), problem.state
     if not isinstance(state, CurvatureState):
@@ -89,14 +92,19 @@ def by_state(problem: Problem, run: Run, reference_residual: float | None) -> Re
     objective, norm = left.settings, left.feature_norm
     length = float(solution.step.norm())
     along = curvature_along(solution, gradient, objective.l2)
-    loss = objective.loss
-    remainder = newton_remainder(length, along, loss.hessian_lipschitz(norm), loss.concordance(norm))
+    past, count = left.travelled, len(left.rows)
+    most = along + past.stray / count * length**2
+    slopes = objective.loss.hessian_lipschitz(norm), objective.loss.concordance(norm)
+    remainder = newton_remainder(length, most, *slopes, past.moved)
+    drift = curvature_drift(length, most, past.moved, past.spread / math.sqrt(count), *slopes)
+    drift += past.stray / count * length
     solver = float(solution.residual.norm())
+    added = solver + drift + remainder
     reference = left.residual if reference_residual is None else reference_residual
     enforced = objective.feature_norm is not None
     return Removal(
         state.weights + solution.step,
-        DistanceBound(solver + remainder, reference, objective.l2),
+        DistanceBound(past.carried + added, reference, objective.l2),
         len(state.rows),
         left.recorded - len(left.rows),
         [
@@ -109,11 +117,12 @@ def by_state(problem: Problem, run: Run, reference_residual: float | None) -> Re
             _measured("curvature along the step", along, "sᵀHs of the retained rows, without the penalty"),
             _measured("remainder", remainder, "bound on the gradient that one Newton step leaves"),
             _measured("solver residual", solver, "gradient left by solving the system inexactly"),
+            *(_way(past, drift) if past.moved else ()),
             _reference(reference),
         ],
         backbone(left.head_alone),
         examples=len(forget),
-        state=left,
+        state=left.rebased(solution, most, added) if rebase else left,
         since="since the state was recorded",
     )
 
@@ -309,6 +318,18 @@ def _is_clipped(model: nn.Module, head: nn.Module, settings: HeadSettings) -> bo
     bias = getattr(head, "bias", None)
     allowed = settings.feature_norm
     return isinstance(clip, ClippedFeatures) and bias is None and (allowed is None or clip.norm <= allowed)
+
+
+def _way(past: Travelled, drift: float) -> list[Constant]:
+    """What it costs that the curvature was taken at other weights than those the step started from."""
+    return [
+        _measured("carried gradient", past.carried, "bound on the gradient at the weights that the state was rebased "
+                  "to, in proportion to the rows that left since"),
+        _measured("moved", past.moved, "bound on how far those are from the weights that the curvature was taken at"),
+        _measured("spread", past.spread, "bound on √(dᵀHd) for that way d and the summed curvature H of the rows left"),
+        _measured("stray", past.stray, "bound on how far the curvature is from that sum, for rows deleted since"),
+        _measured("drift", drift, "bound on the gradient left because the curvature was taken elsewhere"),
+    ]  # fmt: skip
 
 
 def _measured(name: str, value: float, meaning: str) -> Constant:

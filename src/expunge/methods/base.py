@@ -21,6 +21,7 @@ class Need(StrEnum):
 
     FORGET = "forget"
     RETAIN = "retain"
+    HOLDOUT = "holdout"
     CLASSES = "classes"
     RECIPE = "recipe"
     SURROGATE = "surrogate"
@@ -30,6 +31,7 @@ class Need(StrEnum):
 _REMEDIES = {
     Need.FORGET: "the examples to forget: pass `forget=` a dataset, as `expunge.split` makes it",
     Need.RETAIN: "retained training data: pass `retain=` a dataset, as `expunge.split` makes it",
+    Need.HOLDOUT: "data of the same kind that were never trained on: pass `holdout=` a dataset",
     Need.CLASSES: "whole classes to forget: pass `classes=(3,)`, or split with `classes=[3]`",
     Need.RECIPE: "a recipe to retrain with: pass `recipe=` a function (dataset, seed) -> model",
     Need.SURROGATE: "data that stand in for the training set: pass `surrogate=` a dataset",

@@ -112,8 +112,8 @@ class NoisyFineTune(Method):
         def disturb(step: int) -> None:
             _disturb(model, sigma, np.random.Generator(np.random.PCG64([entropy, step])))
 
-        run.train("noise", model, [loss], noisy, steps=self._steps, watch=disturb)
-        run.phases[-1].history.clear()  # losses before the last noise, the first of them of the original's own weights
+        # confidential: losses before the last noise, the first of them of the original's own weights
+        run.train("noise", model, [loss], noisy, steps=self._steps, watch=disturb, confidential=True)
         repair = Optimizer(self.repair_learning_rate, Algorithm.ADAM)
         run.train("repair", model, [loss], repair, epochs=self.repair_epochs)
         return Forgotten(model.eval(), self._certify(delta, sigma))

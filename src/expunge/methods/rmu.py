@@ -68,6 +68,7 @@ class RMU(LanguageMethod):
             raise SettingError(f"layer must be below the {blocks} blocks of the model, not {layer}")
         if self.trained_layers is not None:
             _freeze_all_but(student.model, range(layer - self.trained_layers + 1, layer + 1))
+        _freeze_unreached(student, layer)
         retain = self.retained(student)
         held = _activations_of(student, retain, layer)
         drawn = torch.rand(held[0].shape[1], generator=student.run.generator("direction"))
@@ -106,6 +107,17 @@ def _mean_square(difference: Tensor, batch: TextBatch) -> Tensor:
     """Mean over features and labelled tokens: (batch,)."""
     there = _labelled(batch)
     return (difference.square().mean(2) * there).sum(1) / there.sum(1)
+
+
+def _freeze_unreached(student: Student, layer: int) -> None:
+    """Leave no gradient to parameters above the layer: several processes would wait for one that never comes."""
+    trained = [parameter for parameter in student.model.parameters() if parameter.requires_grad]
+    batch = student.run.to_device(student.task.collate(student.forget[:1]))
+    reached = student.task.activations(student.model, batch, layer).sum()
+    # A gradient is None where nothing depends on the parameter, which the declared type leaves out.
+    gradients = cast("tuple[Tensor | None, ...]", torch.autograd.grad(reached, trained, allow_unused=True))
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
 
 
 def _freeze_all_but(model: nn.Module, blocks: range) -> None:

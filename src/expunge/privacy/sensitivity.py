@@ -34,25 +34,57 @@ class DistanceBound:
         return min(self.residual / self.l2, self.shortcut) + self.reference_residual / self.l2
 
 
-def newton_remainder(step: float, curvature: float, hessian_lipschitz: float, concordance: float) -> float:
+def newton_remainder(
+    step: float, curvature: float, hessian_lipschitz: float, concordance: float, moved: float = 0.0
+) -> float:
     """Norm of the gradient that a Newton step leaves because the objective is not quadratic.
 
     The smaller of two bounds: (M/2) ‖s‖² for a curvature with Lipschitz constant M, and κ φ(κ‖s‖) q for a
-    self-concordant loss, where q = sᵀ H s is the data's curvature along the step and φ(t) = (eᵗ - 1 - t) / t².
+    self-concordant loss, where q = sᵀ H s is the data's curvature along the step and φ(t) = (eᵗ - 1 - t) / t². Where q
+    was taken at other weights, at most `moved` away, it is at most e^(κ moved) times as large where the step starts.
 
     Args:
         step: ‖s‖.
         curvature: q, without the penalty.
         hessian_lipschitz: M of one row's loss.
         concordance: κ of one row's loss, with |D³f[a, a, v]| ≤ κ ‖v‖ D²f[a, a].
+        moved: How far the weights may be from those that q was taken at.
     """
     by_lipschitz = hessian_lipschitz / 2 * step**2
     reach = concordance * step
-    if reach > 30:  # where the exponential is worth nothing
+    if reach + concordance * moved > _REACH:
         return by_lipschitz
     # the series is used where the formula would cancel; its terms are positive and fall off
     ratio = (math.expm1(reach) - reach) / reach**2 if reach > 1e-2 else 0.5 + reach / 6 + reach**2 / 20
-    return min(by_lipschitz, concordance * ratio * max(curvature, 0.0))
+    return min(by_lipschitz, concordance * ratio * max(curvature, 0.0) * math.exp(concordance * moved))
+
+
+def curvature_drift(
+    step: float, curvature: float, moved: float, spread: float, hessian_lipschitz: float, concordance: float
+) -> float:
+    """Norm of (H - H₀) s where the curvature H₀ that gave the step s was taken at other weights than H.
+
+    The smaller of two bounds: M ‖d‖ ‖s‖ for weights that are d apart, and κ ψ(κ‖d‖) √(dᵀH₀d · sᵀH₀s) for a
+    self-concordant loss, ψ(t) = (eᵗ - 1) / t.
+
+    Args:
+        step: ‖s‖.
+        curvature: sᵀ H₀ s, without the penalty.
+        moved: ‖d‖, at most.
+        spread: √(dᵀ H₀ d), at most.
+        hessian_lipschitz: M of one row's loss.
+        concordance: κ of one row's loss, with |D³f[a, b, v]| ≤ κ ‖v‖ √(D²f[a, a] D²f[b, b]).
+    """
+    by_lipschitz = hessian_lipschitz * moved * step
+    reach = concordance * moved
+    if reach > _REACH:
+        return by_lipschitz
+    ratio = math.expm1(reach) / reach if reach else 1.0
+    return min(by_lipschitz, concordance * ratio * spread * math.sqrt(max(curvature, 0.0)))
+
+
+_REACH = 30.0
+"""Where the exponential is worth nothing beside the other bound."""
 
 
 @dataclass(frozen=True)

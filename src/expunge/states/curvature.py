@@ -1,5 +1,6 @@
 """Gradient and curvature of a head at its optimum: what a Newton step away from some rows needs, without the others."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
@@ -22,10 +23,12 @@ from expunge.states.base import digest_state
 from expunge.states.head import HeadLoss, HeadRows, head_of, head_rows, head_weights, is_head_alone, ledger_rows
 from expunge.states.rows import RowLedger
 from expunge.states.solving import Solution, cholesky
+from expunge.states.travelled import Travelled, rounded_up
 from expunge.storage import digest_model
 from expunge.tasks import Classification, Task
 
 _SLACK = 1e-6
+_REACH = 30.0  # where the exponential is worth nothing beside the other bound
 
 
 @dataclass(frozen=True)
@@ -63,18 +66,24 @@ class HeadSettings:
 class CurvatureState:
     """What remains of the training set for a head: sums of gradients and curvatures at the recorded weights.
 
-    The sums are over the rows that are left, the weights those that were recorded: they were trained on all rows. Each
-    Newton step starts from them, so that any number of requests one by one lead where one request for all of them
-    would.
+    The sums are over the rows that are left, and each Newton step starts from the weights held here. What a deletion
+    leaves behind depends on whether it rebases the state (`NewtonRemoval.rebase`):
 
-    The state returns the row of a single deletion exactly; keep it like the data. At an optimum all recorded gradients
-    add up to -recorded * l2 * weights, so -(gradient + recorded * l2 * weights) is the gradient of the deleted rows,
-    which for one row is a multiple of its features.
+    - Without, the weights stay, and requests one by one lead where one request for all of them would. That state
+      returns the row of a single deletion exactly; keep it like the data. At an optimum all recorded gradients add up
+      to -recorded * l2 * weights, so -(gradient + recorded * l2 * weights) is the gradient of the deleted rows, which
+      for one row is a multiple of its features.
+    - `rebased`, the weights are those that the step leads to. Neither the step nor the sum of gradients is kept, but
+      lengths (`Travelled`), with which the bounds of later requests are larger. No attack of ours computes a deleted
+      row from that state alone. Together with all rows that are left one can: they and the curvature tell the weights
+      that the curvature was taken at.
 
     Attributes:
         weights: (classes, width) float64, with the bias as last column.
-        gradient: (classes, width) sum of the rows' gradients, without the penalty.
-        curvature: Sum of the rows' curvatures: (classes * width)² for softmax, (classes, width, width) one-vs-rest.
+        gradient: (classes, width) sum of the rows' gradients, without the penalty. A rebased state starts again from
+            that of an optimum, -rows * l2 * weights, whose error is bounded by `travelled.carried`.
+        curvature: Sum of the rows' curvatures: (classes * width)² for softmax, (classes, width, width) one-vs-rest. It
+            is that at the recorded weights, in a rebased state but for `travelled.stray`.
         rows: Which rows the sums are over.
         settings: The objective.
         feature_norm: No row's features exceed it.
@@ -83,6 +92,7 @@ class CurvatureState:
         bias: Whether the head has a bias.
         head_alone: Whether the model is nothing but the head.
         model: Digest of the model that the next request must bring.
+        travelled: What is known of the way from the recorded weights to those held here.
     """
 
     kind: ClassVar[str] = "curvature"
@@ -98,6 +108,7 @@ class CurvatureState:
     bias: bool
     head_alone: bool
     model: str
+    travelled: Travelled = field(default_factory=Travelled)
 
     @classmethod
     def record(
@@ -176,9 +187,11 @@ class CurvatureState:
             raise ForgetSetError("no row would be left: forgetting everything means discarding model and state")
         check_norm(forget.largest_norm(), self.feature_norm)
         curvature = forget.curvature_sum(self.weights)
+        trace = float(curvature.diagonal(dim1=-2, dim2=-1).sum())
+        travelled = self.travelled.shrunk(len(self.rows), len(ledger), self._straying(len(forget), trace))
         torch.sub(self.curvature, curvature, out=curvature)
         lowest = float(curvature.diagonal(dim1=-2, dim2=-1).min())
-        if lowest < -_SLACK * self.feature_norm**2:
+        if lowest < -_SLACK * self.feature_norm**2 - travelled.stray:
             raise CurvatureError(
                 f"without the forget rows the curvature falls to {lowest:.2g}, which no rows can have: they are not "
                 "the rows that the state was recorded on, or the features have changed; pass rows as they were recorded"
@@ -188,6 +201,7 @@ class CurvatureState:
             gradient=self.gradient - forget.gradient_sum(self.weights),
             curvature=curvature,
             rows=ledger,
+            travelled=travelled,
         )
 
     def bound_to(self, model: nn.Module) -> Self:
@@ -206,6 +220,23 @@ class CurvatureState:
         """
         return cholesky(self.curvature, -self.mean_gradient(), rows=len(self.rows), penalty=self.settings.l2)
 
+    def rebased(self, solution: Solution, along: float, left: float) -> Self:
+        """The state at the weights that its `newton_step` leads to, without what tells the way back.
+
+        Args:
+            solution: What `newton_step` gave.
+            along: The mean curvature of the rows along the step, sᵀHs, without the penalty, or a bound on it.
+            left: Gradient norm that the step may leave, but for what is carried already.
+        """
+        weights, rows = self.weights + solution.step, len(self.rows)
+        return replace(
+            self,
+            weights=weights,
+            gradient=-rows * self.settings.l2 * weights,
+            residual=rounded_up(self.residual),
+            travelled=self.travelled.stepped(left, float(solution.step.norm()), math.sqrt(rows * along)),
+        )
+
     def digest(self) -> str:
         """SHA-256 over everything the state holds."""
         return digest_state(self)
@@ -220,6 +251,7 @@ class CurvatureState:
         return {
             "settings": asdict(self.settings) | {"loss": self.settings.loss.value},
             **{name: getattr(self, name) for name in _NOTED},
+            "travelled": asdict(self.travelled),
         }
 
     @classmethod
@@ -230,7 +262,20 @@ class CurvatureState:
         written["loss"] = HeadLoss(written["loss"])
         settings = HeadSettings(**written)
         held = {name: tensors[name] for name in ("weights", "gradient", "curvature")}
-        return cls(**held, rows=RowLedger.restore(tensors), settings=settings, **{name: noted[name] for name in _NOTED})
+        return cls(
+            **held,
+            rows=RowLedger.restore(tensors),
+            settings=settings,
+            **{name: noted[name] for name in _NOTED},
+            travelled=Travelled(**noted["travelled"]),
+        )
+
+    def _straying(self, rows: int, trace: float) -> float:
+        """How far the curvature of `rows` rows, of this trace at the weights, may be from that where H was taken."""
+        loss, moved = self.settings.loss, self.travelled.moved
+        by_lipschitz = rows * loss.hessian_lipschitz(self.feature_norm) * moved
+        reach = loss.concordance(self.feature_norm) * moved
+        return min(by_lipschitz, math.expm1(reach) * trace) if reach < _REACH else by_lipschitz
 
 
 _NOTED = ("feature_norm", "recorded", "residual", "bias", "head_alone", "model")

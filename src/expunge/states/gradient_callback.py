@@ -9,8 +9,9 @@ from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from expunge.errors import DataError, SettingError
-from expunge.states.gradient_log import EXAMPLE_ID, GradientLog
+from expunge.states.gradient_log import GradientLog
 from expunge.states.gradient_recorder import GradientRecorder, token_weights
+from expunge.states.gradient_rows import EXAMPLE_ID
 
 
 class GradientLogCallback(TrainerCallback):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -153,3 +153,10 @@ def _stored(values: Tensor, kind: torch.dtype) -> Tensor:
 
 def _buffer(values: Tensor) -> Buffer:
     return cast(Buffer, (values.view(torch.int16) if values.dtype is torch.bfloat16 else values).numpy())
+
+
+def scaled(part: Part, factor: float) -> Part:
+    """A part times a number."""
+    if isinstance(part, Factors):
+        return replace(part, outputs=part.outputs * factor)
+    return replace(part, values=part.values * factor)

@@ -1,73 +1,29 @@
 """The gradient log: what each example did to a model in each epoch of its training, kept as it happened."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from expunge.data import Example, MapDataset
-from expunge.errors import DataError, SettingError, StateError
-from expunge.settings import require_one_of
-from expunge.states.gradient_capture import Dense, Factors, Part, Rows
-from expunge.states.gradient_entry import PRECISIONS, Entry, decode, decode_tensors
+from expunge.data import MapDataset
+from expunge.errors import SettingError, StateError
+from expunge.states.gradient_capture import Dense, Part, Rows
+from expunge.states.gradient_entry import Entry, decode, decode_tensors, scaled
 from expunge.states.gradient_layers import Slot, Use, choose, slots_of
-from expunge.states.gradient_rows import ExampleLedger
+from expunge.states.gradient_rows import ExampleLedger, NumberedDataset
+from expunge.states.gradient_settings import LogSettings, Manifest, SlotEntry, log_settings
 from expunge.states.gradient_store import Located, RecordStore
-from expunge.storage import digest_model, json_bytes, read_tensors, tensors_bytes, write_files
+from expunge.storage import digest_model, json_bytes, read_tensors, tensors_bytes, update_digest, write_files
 from expunge.tasks import Task
 
-Epochs = Literal["first", "all"]
 Chosen = Literal["first", "last", "all"]
 GRADIENT, ROW_RATES, RATES = "gradient", "row-rates", "rates"
-EXAMPLE_ID = "example_id"
 _MANIFEST, _LEDGER = "log.json", "examples.safetensors"
-
-
-@dataclass(frozen=True)
-class LogSettings:
-    """What a gradient log keeps.
-
-    Args:
-        layers: Patterns; see `expunge.states.gradient_layers.choose`.
-        epochs: `all`, or `first`: each example only the first time that it is trained on.
-        updates: Keep besides the gradients what the optimiser made of them (Adam, AdamW, SGD).
-        precision: `fp32`, or `bf16` for half the room.
-    """
-
-    layers: tuple[str, ...] = ("all",)
-    epochs: Epochs = "all"
-    updates: bool = True
-    precision: Literal["fp32", "bf16"] = "fp32"
-
-    def __post_init__(self) -> None:
-        """Check the choices."""
-        require_one_of(self, "epochs", ("first", "all"))
-        require_one_of(self, "updates", (True, False))
-        require_one_of(self, "precision", tuple(PRECISIONS))
-
-
-class _Slot(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    module: str
-    parameter: str
-    use: Use
-    shape: tuple[int, ...]
-    role: str
-
-
-class _Manifest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    version: Literal[1] = 1
-    settings: dict[str, Any]
-    slots: list[_Slot]
-    started_from: str
-    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +71,7 @@ class GradientLog:
             StateError: The folder holds a log already.
             OutputError: The folder cannot be written.
         """
-        chosen = _settings(settings)
+        chosen = log_settings(settings)
         slots = tuple(choose(slots_of(model), chosen.layers))
         store = RecordStore.create(Path(folder))
         ledger = ExampleLedger.of(task, dataset)
@@ -132,8 +88,8 @@ class GradientLog:
         """
         folder = Path(folder)
         try:
-            manifest = _Manifest.model_validate_json((folder / _MANIFEST).read_bytes())
-            settings = _settings(manifest.settings)
+            manifest = Manifest.model_validate_json((folder / _MANIFEST).read_bytes())
+            settings = log_settings(manifest.settings)
             ledger = ExampleLedger(**read_tensors(folder / _LEDGER)[0])
         except (OSError, ValidationError, KeyError, TypeError) as error:
             raise StateError(
@@ -150,7 +106,7 @@ class GradientLog:
             "`GradientRecorder(log, model, optimizer)`, with `GradientLogCallback(log)`, or by a recipe"
         )
 
-    def numbered(self, task: Task, dataset: MapDataset) -> "NumberedDataset":
+    def numbered(self, task: Task, dataset: MapDataset) -> NumberedDataset:
         """The training set with each example's id in the field `example_id`, for a collator to hand on.
 
         Raises:
@@ -259,9 +215,9 @@ class GradientLog:
         Returns:
             The log without them. Other handles on the same folder must be opened again.
         """
-        gone = set(ids) | self.hidden
-        left = {each.step for each in self.store.records if each.kind == GRADIENT and each.example not in gone}
-        self.store.keep(lambda each: each.step in left if each.kind == RATES else each.example not in gone)
+        gone = self.hidden | set(ids)
+        left = set(self._spoken_of(gone))
+        self.store.keep(lambda each: each in left)
         after = replace(self, examples=self.examples.without(sorted(gone)), hidden=frozenset[int]())
         after._save()
         return after
@@ -279,10 +235,17 @@ class GradientLog:
         self.store.keep(lambda each: each.step < step)
 
     def digest(self) -> str:
-        """SHA-256 over the manifest, the ledger, and the index with the checksums of all entries."""
-        state = hashlib.sha256(json_bytes(self.notes() | {"manifest": self._manifest().model_dump(mode="json")}))
-        for each in self.store.records:
-            state.update(repr(each).encode())
+        """SHA-256 over what the log says: manifest, ledger, and the checksums of entries that it speaks of.
+
+        Where entries lie does not count, nor do those that are hidden, so a log is the same before and after `compact`.
+        """
+        state = hashlib.sha256(json_bytes(self._manifest().model_dump(mode="json")))
+        for name, tensor in sorted(self._visible().in_any_order().items()):
+            update_digest(state, name.encode())
+            update_digest(state, tensor)
+        kept = self._spoken_of(self.hidden)
+        entries = sorted((r.step, r.kind, r.example, r.epoch, r.length, r.checksum) for r in kept)
+        state.update(json.dumps(entries).encode())
         return state.hexdigest()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -298,6 +261,15 @@ class GradientLog:
         """Open the log that `notes` speaks of."""
         log = cls.open(notes["folder"])
         return replace(log, model=notes["model"], hidden=frozenset(notes["hidden"]))
+
+    def _spoken_of(self, gone: frozenset[int]) -> list[Located]:
+        """The records that are left without some examples; rates stay as long as an example of their step does."""
+        steps = {each.step for each in self.store.records if each.kind == GRADIENT and each.example not in gone}
+        return [
+            each
+            for each in self.store.records
+            if (each.step in steps if each.kind == RATES else each.example not in gone)
+        ]
 
     def _updates_of(
         self, entry: Located, layers: Sequence[Slot], rates: dict[Slot, Tensor]
@@ -328,10 +300,10 @@ class GradientLog:
     def _visible(self) -> ExampleLedger:
         return self.examples.without(sorted(self.hidden)) if self.hidden else self.examples
 
-    def _manifest(self) -> _Manifest:
-        slots = [_Slot(**{each.name: getattr(slot, each.name) for each in fields(Slot)}) for slot in self.slots]
+    def _manifest(self) -> Manifest:
+        slots = [SlotEntry(**{each.name: getattr(slot, each.name) for each in fields(Slot)}) for slot in self.slots]
         settings = {each.name: getattr(self.settings, each.name) for each in fields(LogSettings)}
-        return _Manifest(settings=settings, slots=slots, started_from=self.started_from, model=self.model)
+        return Manifest(settings=settings, slots=slots, started_from=self.started_from, model=self.model)
 
     def _save(self) -> None:
         manifest, ledger = self.folder / _MANIFEST, self.folder / _LEDGER
@@ -340,47 +312,3 @@ class GradientLog:
             ledger: tensors_bytes(self.examples.tensors()),
         }
         write_files(contents, private={manifest, ledger})
-
-
-@dataclass(frozen=True)
-class NumberedDataset:
-    """A dataset of mappings whose examples carry their ids; see `GradientLog.numbered`."""
-
-    dataset: MapDataset
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """One example with its id.
-
-        Raises:
-            DataError: The example is no mapping, so that it has no place for an id.
-        """
-        example: Example = self.dataset[index]
-        if not isinstance(example, Mapping):
-            raise DataError(
-                f"an example is a {type(example).__name__}; a mapping is needed, such as {{'input_ids': ...}}, to "
-                "carry its id"
-            )
-        return {**cast("Mapping[str, Any]", example), EXAMPLE_ID: index}
-
-
-def scaled(part: Part, factor: float) -> Part:
-    """A part times a number."""
-    if isinstance(part, Factors):
-        return replace(part, outputs=part.outputs * factor)
-    return replace(part, values=part.values * factor)
-
-
-def _settings(given: Mapping[str, Any]) -> LogSettings:
-    known = [each.name for each in fields(LogSettings)]
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise SettingError(
-            f"there is no setting {', '.join(unknown)}; a gradient log has the settings {', '.join(known)}"
-        )
-    layers = given.get("layers", ("all",))
-    chosen: dict[str, Any] = {**given, "layers": (layers,) if isinstance(layers, str) else tuple(layers)}
-    return LogSettings(**chosen)

@@ -2,17 +2,22 @@
 
 import hashlib
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from expunge.data import MapDataset, View
-from expunge.errors import AlreadyForgottenError, StateError, UnknownRowError
+from expunge.data import Example, MapDataset, View
+from expunge.errors import AlreadyForgottenError, DataError, StateError, UnknownRowError
 from expunge.storage import update_digest
 from expunge.tasks import Task
+
+EXAMPLE_ID = "example_id"
+_DELETED = 0
 
 
 @dataclass(frozen=True)
@@ -55,15 +60,14 @@ class ExampleLedger:
             AlreadyForgottenError: An example was deleted from the log before.
             UnknownRowError: An example is not among those that the log is of.
         """
+        wanted = self.digest(task, dataset)
         places: dict[int, list[int]] = {}
-        for number, each in enumerate(self.digests.tolist()):
-            places.setdefault(each, []).append(number)
-        for each in places.values():
-            each.reverse()
+        for number in reversed(torch.isin(self.digests, wanted).nonzero().flatten().tolist()):
+            places.setdefault(int(self.digests[number]), []).append(number)
         found: list[int] = []
         before = unknown = 0
         removed = set(self.removed.tolist())
-        for each in self.digest(task, dataset).tolist():
+        for each in wanted.tolist():
             if places.get(each):
                 found.append(places[each].pop())
             elif each in removed:
@@ -92,12 +96,41 @@ class ExampleLedger:
             )
 
     def without(self, ids: list[int]) -> "ExampleLedger":
-        """The ledger after these examples were deleted."""
-        chosen = torch.tensor(ids, dtype=torch.int64)
+        """The ledger after these examples were deleted; some may have been before."""
+        chosen = torch.tensor([each for each in ids if self.digests[each] != _DELETED], dtype=torch.int64)
         digests = self.digests.clone()
-        digests[chosen] = 0
+        digests[chosen] = _DELETED
         return replace(self, digests=digests, removed=torch.cat([self.removed, self.digests[chosen]]))
+
+    def in_any_order(self) -> dict[str, Tensor]:
+        """What it says, whatever the order in which examples were deleted."""
+        return self.tensors() | {"removed": torch.tensor(sorted(self.removed.tolist()), dtype=torch.int64)}
 
     def tensors(self) -> dict[str, Tensor]:
         """What is to be saved."""
         return {"key": self.key, "digests": self.digests, "removed": self.removed}
+
+
+@dataclass(frozen=True)
+class NumberedDataset:
+    """A dataset of mappings whose examples carry their ids; see `GradientLog.numbered`."""
+
+    dataset: MapDataset
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One example with its id.
+
+        Raises:
+            DataError: The example is no mapping, so that it has no place for an id.
+        """
+        example: Example = self.dataset[index]
+        if not isinstance(example, Mapping):
+            raise DataError(
+                f"an example is a {type(example).__name__}; a mapping is needed, such as {{'input_ids': ...}}, to "
+                "carry its id"
+            )
+        return {**cast("Mapping[str, Any]", example), EXAMPLE_ID: index}

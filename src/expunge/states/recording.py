@@ -15,6 +15,7 @@ from expunge.states.moments import ClassMoments
 from expunge.states.normal_classes import DiscriminantStatistics, NaiveBayesStatistics
 from expunge.states.ridge import RidgeStatistics
 from expunge.states.shards import ShardState
+from expunge.states.updates import UpdateLog
 from expunge.storage import read_tensors, tensors_bytes, write_bytes
 from expunge.tasks import Task
 
@@ -29,6 +30,7 @@ _CLASSES: tuple[type[StateKind], ...] = (
     ShardState,
     GradientLog,
     ClassMoments,
+    UpdateLog,
 )
 KINDS: dict[str, type[StateKind]] = {each.kind: each for each in _CLASSES}
 """Every kind of state by its name."""

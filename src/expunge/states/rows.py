@@ -8,8 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
+from expunge.data import MapDataset
 from expunge.errors import AlreadyForgottenError, UnknownRowError
+from expunge.tasks import Task
+from expunge.training.batches import in_order
 
 
 @dataclass(frozen=True)
@@ -98,3 +102,16 @@ class RowLedger:
             "never in training, or more copies of a row are to be forgotten than there are; pass rows as they were "
             "recorded, with the same preprocessing and labels"
         )
+
+
+def row_fields(task: Task, dataset: MapDataset) -> tuple[Tensor, Tensor]:
+    """The first tensor of each example's batch and all others, as the task reads them, whatever form the data have."""
+    batches = [
+        [leaf.double().reshape(len(leaf), -1) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+        for batch in in_order(task, dataset, _BATCH)
+    ]
+    first = torch.cat([leaves[0] for leaves in batches])
+    return first, torch.cat([torch.cat([leaves[0][:, :0], *leaves[1:]], dim=1) for leaves in batches])
+
+
+_BATCH = 512

@@ -12,20 +12,16 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from expunge.data import FieldKey, MapDataset, View, column, subset
 from expunge.errors import DataError, ForgetSetError, SettingError, StateError
 from expunge.networks import Aggregation, ShardedEnsemble
 from expunge.settings import require_one_of, require_whole
 from expunge.states.base import digest_state
-from expunge.states.rows import RowLedger
+from expunge.states.rows import RowLedger, row_fields
 from expunge.storage import digest_model
 from expunge.tasks import Task
 from expunge.training import Run, Supervised, reproducible, seed_globals
-from expunge.training.batches import in_order
-
-_BATCH = 512
 
 Checkpoint = Mapping[str, Tensor]
 """The parameters and buffers of a member after a slice, by name."""
@@ -98,6 +94,16 @@ class Sharded:
         kept = {(shard, number): each for shard, (_, kept) in enumerate(trained) for number, each in kept.items()}
         return model, ShardState(rows, kept, run.seed, self.plan(run.seed), digest_model(model))
 
+    def state_of(self, model: nn.Module, dataset: MapDataset, seed: int) -> "ShardState":
+        """What `train` kept beside a model that it made of this dataset with this seed, where only the model is left.
+
+        With several slices the ensemble is trained again, for the checkpoints between them.
+        """
+        with reproducible(self.recipe.execution.threads):
+            run = Run(self.recipe.task, seed, self.recipe.execution)
+            kept = self.fit(dataset, run)[1].checkpoints if self.slices > 1 else {}
+            return ShardState(Placement.of(self, dataset, run), kept, seed, self.plan(seed), digest_model(model))
+
     def train_shard(
         self,
         shard: int,
@@ -167,7 +173,7 @@ class Placement:
         words = [hashlib.blake2b(repr(each).encode(), key=key, digest_size=16).digest() for each in whose]
         shards = torch.tensor([int.from_bytes(word[:8], "big") % sharded.shards for word in words])
         slices = torch.tensor([int.from_bytes(word[8:], "big") % sharded.slices for word in words])
-        inputs, others = _fields(run.task, dataset)
+        inputs, others = row_fields(run.task, dataset)
         ledger = RowLedger.of(inputs, others)
         return cls(ledger, ledger.digests(inputs, others)[sorting], sorting, order, shards, slices)
 
@@ -179,7 +185,7 @@ class Placement:
             AlreadyForgottenError: A row was deleted before.
             ForgetSetError: No row would stay.
         """
-        inputs, others = _fields(task, forget)
+        inputs, others = row_fields(task, forget)
         ledger = self.ledger.remove(inputs, others)
         if len(ledger) == 0:
             raise ForgetSetError("the forget set is everything that the model was trained on; discard it instead")
@@ -196,7 +202,7 @@ class Placement:
         Raises:
             DataError: Some of them are not there.
         """
-        digests, positions = self.ledger.digests(*_fields(task, dataset)).sort()
+        digests, positions = self.ledger.digests(*row_fields(task, dataset)).sort()
         chosen = Placement(self.ledger, *(each[wanted] for each in self._columns()))
         places = torch.searchsorted(digests, chosen.digests).clamp(max=len(digests) - 1)
         absent = int((digests[places] != chosen.digests).sum())
@@ -289,13 +295,3 @@ class ShardState:
                 _, shard, number, parameter = name.split(".", 3)
                 checkpoints.setdefault((int(shard), int(number)), {})[parameter] = each
         return cls(rows, checkpoints, notes["seed"], notes["plan"], notes["model"])
-
-
-def _fields(task: Task, dataset: MapDataset) -> tuple[Tensor, Tensor]:
-    """The first tensor of each example's batch and all others, as the task reads them, whatever form the data have."""
-    batches = [
-        [leaf.double().reshape(len(leaf), -1) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
-        for batch in in_order(task, dataset, _BATCH)
-    ]
-    first = torch.cat([leaves[0] for leaves in batches])
-    return first, torch.cat([torch.cat([leaves[0][:, :0], *leaves[1:]], dim=1) for leaves in batches])

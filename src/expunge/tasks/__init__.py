@@ -3,7 +3,8 @@
 from expunge.tasks.base import Batch, Task
 from expunge.tasks.causal_lm import CausalLM, Tokenized
 from expunge.tasks.classification import Classification
+from expunge.tasks.image_to_image import ImageToImage
 from expunge.tasks.predictions import Predictions
 from expunge.tasks.regression import Regression
 
-__all__ = ["Batch", "CausalLM", "Classification", "Predictions", "Regression", "Task", "Tokenized"]
+__all__ = ["Batch", "CausalLM", "Classification", "ImageToImage", "Predictions", "Regression", "Task", "Tokenized"]

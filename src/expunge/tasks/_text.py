@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from expunge.data import Example
+from expunge.data import Example, FieldKey
 from expunge.errors import DataError, TokenizerError
 
 IGNORED = -100
@@ -29,6 +29,21 @@ class Tokens:
     def measured(self) -> int:
         """Tokens whose probability is measured: those with a label, without the first, which nothing predicts."""
         return int((self.labels[1:] != IGNORED).sum())
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """A dataset whose every example is tokens and fits.
+
+    Attributes:
+        dataset: Mappings of `input_ids` and `labels`, besides the group where there is one.
+        kept: (examples,) int64 positions of these examples in the dataset that was given.
+        dropped: How many were too long.
+    """
+
+    dataset: list[dict[str, Any]]
+    kept: Tensor
+    dropped: int
 
 
 def tokens_of(example: Example, tokenizer: PreTrainedTokenizerBase | None, template: str) -> Tokens:
@@ -79,6 +94,19 @@ def answer_of(example: Example) -> tuple[str, str] | None:
         if len(parts) == 2 and all(isinstance(part, str) for part in parts):
             return parts[0], parts[1]
     return None
+
+
+def group_of(example: Example, field: FieldKey) -> str:
+    """What a field of an example says as the name of its group.
+
+    Raises:
+        DataError: It has no such field.
+    """
+    try:
+        value = example[field]
+    except (KeyError, IndexError, TypeError) as error:
+        raise DataError(f"an example has no field {field!r}, which is to name its group") from error
+    return str(value.item() if isinstance(value, Tensor) else value)
 
 
 def prompt_of(question: str, template: str) -> tuple[str, str, str]:

@@ -1,45 +1,27 @@
 """Causal language models: text of which some is prompt and the rest is to be predicted, token by token."""
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from transformers import PreTrainedTokenizerBase
 
 from expunge.data import Example, FieldKey, MapDataset, View
-from expunge.errors import ContextError, DataError, EmptyAnswerError, ModelError, SettingError, TokenizerError
+from expunge.errors import ContextError, DataError, ModelError, SettingError, TokenizerError
 from expunge.settings import require_positive, require_whole
-from expunge.tasks._text import IGNORED, Tokens, answer_tokens, context_of, padded, tokens_of
+from expunge.tasks._text import IGNORED, Tokenized, answer_tokens, context_of, group_of, padded, tokens_of
+from expunge.tasks._text_checks import require_fits, require_usable, takes_logits_to_keep
+from expunge.tasks._text_outputs import divergence_by_place, parted_log_probabilities
 from expunge.tasks.base import Task
 from expunge.tasks.predictions import Predictions, fitted_head
 
 TextBatch = dict[str, Any]
 """`input_ids`, `attention_mask`, `labels`: (batch, length) int64; where examples have them `groups`, a name an example,
 and `numbers`, (batch,) int64."""
-
-_ABSENT = -1e30  # a logit of something that cannot be; its gradient is 0, where that of -inf is NaN
-
-
-@dataclass(frozen=True)
-class Tokenized:
-    """A dataset whose every example is tokens and fits.
-
-    Attributes:
-        dataset: Mappings of `input_ids` and `labels`, besides the group where there is one.
-        kept: (examples,) int64 positions of these examples in the dataset that was given.
-        dropped: How many were too long.
-    """
-
-    dataset: list[dict[str, Any]]
-    kept: Tensor
-    dropped: int
 
 
 @dataclass(frozen=True)
@@ -101,11 +83,13 @@ class CausalLM(Task):
     def collate(self, examples: Sequence[Example]) -> TextBatch:
         """Pad examples on the right; refuse those that are too long or have nothing to measure."""
         rows = [tokens_of(example, self.tokenizer, self.template) for example in examples]
-        self._require_usable(rows)
+        require_usable(rows, self._most)
         batch: TextBatch = dict(padded(rows, self._pad))
         if all(isinstance(example, Mapping) and "number" in example for example in examples):
             batch["numbers"] = torch.tensor([int(example["number"]) for example in examples])
-        return batch if self.group is None else batch | {"groups": [self._group(example) for example in examples]}
+        return (
+            batch if self.group is None else batch | {"groups": [group_of(example, self.group) for example in examples]}
+        )
 
     def stack(self, columns: Example) -> TextBatch:
         """A batch of columns that are tensors already: (batch, length) `input_ids`, perhaps `labels` and so on."""
@@ -135,12 +119,12 @@ class CausalLM(Task):
         rows = [tokens_of(example, self.tokenizer, self.template) for example in examples]
         most = self._most
         kept = [n for n, row in enumerate(rows) if too_long == "refuse" or most is None or len(row.input_ids) <= most]
-        self._require_usable([rows[number] for number in kept])
+        require_usable([rows[number] for number in kept], most)
         if not kept:
             raise ContextError(f"all {len(rows)} examples have more than {most} tokens; split them into shorter ones")
         found: list[dict[str, Any]] = []
         for number in kept:
-            named = {} if self.group is None else {str(self.group): self._group(examples[number])}
+            named = {} if self.group is None else {str(self.group): group_of(examples[number], self.group)}
             found.append({"input_ids": rows[number].input_ids, "labels": rows[number].labels, **named})
         return Tokenized(found, torch.tensor(kept), len(rows) - len(kept))
 
@@ -156,7 +140,7 @@ class CausalLM(Task):
             self.stack(cast(Example, View.of(dataset).columns(torch.arange(len(dataset)))))
         else:
             examples = View.of(dataset).examples(torch.arange(len(dataset)))
-            self._require_usable([tokens_of(example, self.tokenizer, self.template) for example in examples])
+            require_usable([tokens_of(example, self.tokenizer, self.template) for example in examples], self._most)
 
     def predictions(self, model: nn.Module, batch: TextBatch) -> Predictions:
         """What a model expects at each place, from one forward pass.
@@ -168,10 +152,10 @@ class CausalLM(Task):
         """
         labels = batch["labels"]
         inner = extract_model_from_parallel(model)
-        self._require_fits(inner, batch)
+        require_fits(inner, batch, self.tokenizer)
         targets = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], 1)
         options: dict[str, Any] = {}
-        if _takes_logits_to_keep(inner):
+        if takes_logits_to_keep(inner):
             first = int((targets != IGNORED).any(0).nonzero()[0])
             options["logits_to_keep"] = targets.shape[1] - first
             targets = targets[:, first:]
@@ -201,8 +185,8 @@ class CausalLM(Task):
         Hugging Face models count the final normalisation to the last block.
         """
         inner = extract_model_from_parallel(model)
-        self._require_fits(inner, batch)
-        options: dict[str, Any] = {"logits_to_keep": 1} if _takes_logits_to_keep(inner) else {}
+        require_fits(inner, batch, self.tokenizer)
+        options: dict[str, Any] = {"logits_to_keep": 1} if takes_logits_to_keep(inner) else {}
         said = model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
@@ -221,19 +205,7 @@ class CausalLM(Task):
 
         Places beyond an example's tokens hold -inf throughout.
         """
-        said = self.predictions(model, batch)
-        counts, width = said.counts, min(self.places, said.targets.shape[1])
-        # Ranks of the chosen tokens among those that carry a loss: all of them, or evenly spread.
-        spread = torch.arange(width, device=counts.device) * counts[:, None].clamp(min=width) // width
-        chosen = torch.argsort((~said.mask).long(), dim=1, stable=True).gather(1, spread)
-        there = torch.arange(width, device=counts.device) < counts[:, None]
-        targets = said.targets.gather(1, chosen).where(there, 0)[..., None]
-        logits = said.logits.gather(1, chosen[..., None].expand(-1, -1, said.logits.shape[2]))
-        own, rest = logits.gather(2, targets), logits.scatter(2, targets, _ABSENT)
-        uneven = -rest.shape[2] % self.buckets
-        parts = F.pad(rest, (0, uneven), value=_ABSENT).unflatten(2, (-1, self.buckets)).logsumexp(2)
-        found = torch.cat([own, parts], 2).log_softmax(2).masked_fill(~there[..., None], -torch.inf)
-        return F.pad(found, (0, 0, 0, self.places - width), value=-torch.inf)
+        return parted_log_probabilities(self.predictions(model, batch), self.places, self.buckets)
 
     def losses(self, model: nn.Module, batch: TextBatch) -> Tensor:
         """Mean negative log-likelihood of each example's tokens in nats: (batch,)."""
@@ -245,12 +217,7 @@ class CausalLM(Task):
 
         It is a lower bound of the divergence over the whole vocabulary, of which the outputs keep parts.
         """
-        log_p, log_q = outputs.double(), reference.double()
-        log_mean = torch.logaddexp(log_p, log_q) - np.log(2)
-        terms = log_p.exp() * (log_p - log_mean) + log_q.exp() * (log_q - log_mean)
-        by_place = 0.5 * terms.where(log_p != log_q, 0.0).sum(2).clamp(min=0)
-        there = (log_p != -torch.inf).any(2)
-        return by_place.sum(1) / there.sum(1)
+        return divergence_by_place(outputs, reference)
 
     def signal(self, model: nn.Module, batch: TextBatch) -> Tensor:
         """Mean log-odds log(p / (1 - p)) of the tokens, or of the share of them that is least likely: (batch,)."""
@@ -328,58 +295,6 @@ class CausalLM(Task):
     def _most(self) -> int | None:
         return self.context if self.context is not None else context_of(self.tokenizer)
 
-    def _group(self, example: Example) -> str:
-        try:
-            value = example[self.group]
-        except (KeyError, IndexError, TypeError) as error:
-            raise DataError(f"an example has no field {self.group!r}, which is to name its group") from error
-        return str(value.item() if isinstance(value, Tensor) else value)
-
-    def _require_usable(self, rows: Sequence[Tokens]) -> None:
-        most = self._most
-        longer = [len(row.input_ids) for row in rows if most is not None and len(row.input_ids) > most]
-        if longer:
-            raise ContextError(
-                f"{len(longer)} of {len(rows)} examples have more than {most} tokens (the longest {max(longer)}); "
-                "shorten them, raise `context` if the model can read more, or leave them out with "
-                "`task.tokenized(dataset, too_long='drop')`"
-            )
-        empty = sum(row.measured == 0 for row in rows)
-        if empty:
-            raise EmptyAnswerError(
-                f"{empty} of {len(rows)} examples have an empty answer, or one token alone that nothing predicts; "
-                "drop them, or mend their answers and labels"
-            )
-
-    def _require_fits(self, model: nn.Module, batch: TextBatch) -> None:
-        config = getattr(model, "config", None)
-        length = batch["input_ids"].shape[1]
-        most = getattr(config, "max_position_embeddings", None)
-        if isinstance(most, int) and length > most:
-            longer = int((batch["attention_mask"].sum(1) > most).sum())
-            raise ContextError(
-                f"{longer} of {len(batch['input_ids'])} examples in a batch have more tokens than the {most} that the "
-                f"model can read (the longest {length}); set `context={most}` and leave them out with "
-                "`task.tokenized(dataset, too_long='drop')`, or shorten them"
-            )
-        rows = cast(Any, model).get_input_embeddings().weight.shape[0]
-        if self.tokenizer is not None:
-            known = len(self.tokenizer)
-            if known > rows or rows > known + max(1024, known // 4):
-                raise TokenizerError(
-                    f"the tokenizer has {known} tokens and the model {rows}: they do not belong together; load both "
-                    "from the same place, or resize the model's embeddings"
-                )
-        elif int(batch["input_ids"].max()) >= rows:
-            raise TokenizerError(
-                f"a token is {int(batch['input_ids'].max())}, outside the model's vocabulary of {rows}; tokenise with "
-                "the model's own tokenizer"
-            )
-
     def _tokens_seen(self, model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor]:
         seen, said = self.seen(model, batch)
         return seen[said.mask], said.targets[said.mask]
-
-
-def _takes_logits_to_keep(model: nn.Module) -> bool:
-    return "logits_to_keep" in inspect.signature(model.forward).parameters

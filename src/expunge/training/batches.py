@@ -22,14 +22,27 @@ class Request:
     """One forward pass: which examples of which term this process fetches."""
 
     term: int
-    positions: Tensor  # (micro batch,) positions in the concatenated parts of the term
+    positions: Tensor  # (micro batch,) positions in the concatenated parts of the term, part after part
     step_examples: int  # examples of the term in this step, over all processes
     seed: int
+    idle: bool = False  # its examples belong to another process, and count for nothing here
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The order of examples over a phase."""
+    """The order of examples over a phase.
+
+    Args:
+        terms: What is minimised: all terms at each step, or, with `passes`, one after the other.
+        steps: Length of the phase.
+        seed: Of the order.
+        micro_batch_size: Most examples in one forward pass.
+        rank: Of this process.
+        processes: How many there are.
+        even: Every process makes as many forward passes in a step as the others, idle ones where it has no examples
+            left: those that hold parts of one model wait for one another in each.
+        passes: Numbers of terms that take turns, each for one pass over its data.
+    """
 
     terms: Sequence[Term]
     steps: int
@@ -37,25 +50,48 @@ class Plan:
     micro_batch_size: int | None = None
     rank: int = 0
     processes: int = 1
+    even: bool = False
+    passes: Sequence[int] | None = None
 
     def from_step(self, start: int) -> Iterator[list[Request]]:
         """For each step from `start` on, the forward passes of this process."""
         batches: dict[int, tuple[int, Sequence[Tensor]]] = {}
+        turns = list(self._turns()) if self.passes is not None else None
         for step in range(start, self.steps):
             requests: list[Request] = []
-            for number, term in enumerate(self.terms):
-                epoch, within = divmod(step, term.steps_per_epoch)
+            for number, term in enumerate(self.terms) if turns is None else [turns[step][:2]]:
+                at = divmod(step, term.steps_per_epoch) if turns is None else turns[step][2:]
+                epoch, within = at
                 if number not in batches or batches[number][0] != epoch:
                     order = torch.randperm(term.length, generator=generator(self.seed, "order", number, epoch))
                     batches[number] = epoch, order.tensor_split(term.steps_per_epoch)
                 batch = batches[number][1][within]
                 mine = batch[self.rank :: self.processes]
-                pieces = math.ceil(len(mine) / (self.micro_batch_size or len(mine)))
+                share = math.ceil(len(batch) / self.processes) if self.even else len(mine)
+                pieces = math.ceil(share / (self.micro_batch_size or share))
                 # Pieces of nearly equal size: BatchNorm cannot train on a remainder of one example.
                 for piece, positions in enumerate(mine.tensor_split(pieces)):
                     seed = derive(self.seed, "fetch", step, number, piece, self.rank)
-                    requests.append(Request(number, positions, len(batch), seed))
+                    idle = len(positions) == 0
+                    shown = batch[:1] if idle else positions
+                    requests.append(Request(number, _by_part(term, shown), len(batch), seed, idle))
             yield requests
+
+    def _turns(self) -> Iterator[tuple[int, Term, int, int]]:
+        """For each step which term, the how-manieth pass over it, and the step within."""
+        done = [0] * len(self.terms)
+        for number in self.passes or ():
+            for within in range(self.terms[number].steps_per_epoch):
+                yield number, self.terms[number], done[number], within
+            done[number] += 1
+
+
+def _by_part(term: Term, positions: Tensor) -> Tensor:
+    """The order in which `fetch` puts the examples of several parts together: part after part."""
+    if len(term.parts) == 1:
+        return positions
+    ends = torch.tensor([len(part) for part in term.parts]).cumsum(0)
+    return positions[torch.searchsorted(ends, positions, right=True).argsort(stable=True)]
 
 
 def stream(plan: Plan, task: Task, start: int, workers: int) -> Iterator[list[tuple[Request, Batch]]]:

@@ -113,8 +113,8 @@ class CheckpointFolder:
             model.load_state_dict(_under(tensors, "model."))
         except RuntimeError as error:
             raise CheckpointError(f"the checkpoint {file} is of another network: {error}; {remedy}") from error
-        if not saved.complete:
-            _load_optimizer(optimizer, saved.optimizer or {}, _under(tensors, "optimizer."))
+        if saved.optimizer is not None:
+            _load_optimizer(optimizer, saved.optimizer, _under(tensors, "optimizer."))
             if scaler is not None and saved.scaler is not None:
                 scaler.load_state_dict(saved.scaler)
         return saved.record, saved.complete
@@ -129,11 +129,12 @@ class CheckpointFolder:
         scaler: Any,
         *,
         complete: bool,
+        keep_optimizer: bool = False,
     ) -> None:
-        """Save where a phase stands, atomically; a complete phase keeps no optimiser state."""
+        """Save where a phase stands, atomically; a complete phase keeps the optimiser's state only where told to."""
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         settings = None
-        if not complete:
+        if keep_optimizer or not complete:
             settings, state = _split_optimizer(optimizer)
             tensors |= {f"optimizer.{name}": tensor for name, tensor in state.items()}
         progress = _Progress(

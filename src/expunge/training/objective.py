@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from expunge.tasks import Batch
 Objective = Callable[[nn.Module, Batch], Tensor]
 """Maps a model and a batch to one number an example, (batch,), to be made small."""
 
+ReferredObjective = Callable[[nn.Module, Batch, Tensor], Tensor]
+"""The same, from what is known beforehand of each example of the batch besides: (batch, ...)."""
+
 
 @dataclass(frozen=True)
 class Term:
@@ -28,19 +31,35 @@ class Term:
         weight: Negative to maximise.
         batch_size: Examples a step, over all processes.
         augment: Applied to each batch on the device, under the step's own seed.
+        reference: (examples, ...) what is known beforehand of each example of all parts, in their order, such as
+            another model's outputs or another label; the objective is given the rows of its batch as a third argument.
+            It is kept where it lies and only those rows are moved to the device.
     """
 
     data: MapDataset | tuple[MapDataset, ...]
-    objective: Objective
+    objective: Objective | ReferredObjective
     weight: float = 1.0
     batch_size: int = 256
     augment: Callable[[Batch], Batch] | None = None
+    reference: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Check the batch size and that there are data."""
+        """Check the batch size, that there are data, and that the reference speaks of each example."""
         require_whole(self, "batch_size")
         if self.length == 0:
             raise SettingError("there are no examples to train on")
+        if self.reference is not None and len(self.reference) != self.length:
+            raise SettingError(
+                f"the reference has {len(self.reference)} rows for {self.length} examples; give each example one, "
+                "those of the first part first"
+            )
+
+    def losses(self, model: nn.Module, batch: Batch, positions: Tensor) -> Tensor:
+        """The objective on a batch whose examples lie at these positions: (batch,)."""
+        if self.reference is None:
+            return cast(Objective, self.objective)(model, batch)
+        rows = self.reference[positions].to(next(model.parameters()).device)
+        return cast(ReferredObjective, self.objective)(model, batch, rows)
 
     @property
     def parts(self) -> tuple[MapDataset, ...]:

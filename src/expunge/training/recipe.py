@@ -8,8 +8,10 @@ from torch import nn
 from expunge.data import MapDataset
 from expunge.settings import require_positive, require_whole
 from expunge.tasks import Batch, Task
+from expunge.training.execution import Execution
+from expunge.training.loop import Recording
 from expunge.training.objective import Algorithm, Optimizer, Schedule, Term
-from expunge.training.run import Execution, Recording, Run
+from expunge.training.run import Run
 from expunge.training.seeds import reproducible, seed_globals
 
 DEFAULT_OPTIMIZER = Optimizer(1e-3, Algorithm.ADAM, schedule=Schedule.ONE_CYCLE)

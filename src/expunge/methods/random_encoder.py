@@ -1,0 +1,62 @@
+"""Random encoder: send each forget image to a random place of its own in the latents."""
+
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from expunge.methods._images import EncoderOf, ImageMethod, image_draw, latent_distance, step_draw
+from expunge.methods.base import Maturity
+from expunge.problem import Problem
+from expunge.tasks import ImageToImage
+from expunge.tasks.image_to_image import ImageBatch
+from expunge.training import Run
+
+
+@dataclass(frozen=True)
+class RandomEncoder(ImageMethod):
+    """Train the encoder alone so that a forget image's latents are one random vector, the same at every place.
+
+    The vector is drawn once for each image, with the mean and the deviation of the original's latents. The published
+    code draws anew at each step: then what is learned is the mean of the draws, a constant, which changes little.
+    """
+
+    paper: ClassVar = "Li et al. 2024 (arXiv 2402.00351), baseline Random Encoder; fixed targets are ours"
+    maturity: ClassVar = Maturity.EXPERIMENTAL
+
+    def apply(self, problem: Problem, run: Run) -> nn.Module:
+        """Train the encoder of a copy of the model."""
+        task = cast(ImageToImage, problem.task)
+        student = EncoderOf(run.copy(problem.model), task.family)
+        task.family.train_encoder_only(student.network)
+        teacher = EncoderOf(run.frozen(problem.model), task.family)
+
+        def latents(model: nn.Module, batch: ImageBatch) -> tuple[list[Tensor], list[Tensor]]:
+            draw = step_draw()
+            hidden = task.training_mask(teacher.network, batch, draw)
+            with torch.no_grad():
+                before = teacher(batch["images"], hidden, draw)
+            return model(batch["images"], hidden, draw), before
+
+        def scatter(model: nn.Module, batch: ImageBatch) -> Tensor:
+            own, before = latents(model, batch)
+            draw = image_draw(run, batch)
+            targets: list[Tensor] = []
+            for number, each in enumerate(before):
+                vector = draw.normal(f"latent {number}", _one_place(each), each.device)
+                targets.append((vector * each.std() + each.mean()).expand_as(each))
+            return latent_distance(own, targets)
+
+        def stay(model: nn.Module, batch: ImageBatch) -> Tensor:
+            return latent_distance(*latents(model, batch))
+
+        self.minimise(problem, run, "scatter", student, scatter, stay)
+        return student.network.requires_grad_(True).eval()
+
+
+def _one_place(latents: Tensor) -> tuple[int, ...]:
+    """The shape of one place: (batch, 1, features) of tokens, (batch, channels, 1, 1) of feature maps."""
+    if latents.ndim == 4:
+        return (latents.shape[0], latents.shape[1], 1, 1)
+    return (latents.shape[0], 1, latents.shape[2])

@@ -1,0 +1,125 @@
+"""What was done to a model: enough to repeat it, and nothing about anyone's data."""
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from expunge.data import digest_dataset
+from expunge.errors import SavedModelError
+from expunge.privacy import Certificate, Tier
+from expunge.problem import DeletionState, Problem
+from expunge.training import PhaseRecord, seed_globals
+
+RECORD_FILE = "record.json"
+
+
+class DataRecord(BaseModel):
+    """A dataset of the problem: how many examples, and a keyed digest (see `expunge.data.digest_dataset`)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    examples: int
+    digest: str
+
+
+class StateRecord(BaseModel):
+    """A deletion state before and after: keyed digests, as those of data are."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: str
+    before: str | None = None
+    after: str | None = None
+
+
+class Record(BaseModel):
+    """What was done to a model: enough to repeat it, and nothing about anyone's data.
+
+    Digests of data, of states and of the original model are keyed with a secret that is kept in a file of its own.
+    Without that file nobody can test a guess about who was forgotten (where training is deterministic, by training with
+    the guess and comparing models); with it the owner can prove which set was meant. The digest of the result is plain:
+    it says which model the record speaks of to those who hold that model, and nothing that the model does not say.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = 1
+    method: str
+    settings: dict[str, Any]
+    seed: int
+    guarantee: Tier
+    certificate: Certificate | None = None
+    classes: list[int]
+    data: dict[str, DataRecord]
+    state: StateRecord | None = None
+    original_digest: str
+    result_digest: str
+    phases: list[PhaseRecord]
+    seconds: float
+    examples: int
+    peak_memory_bytes: int
+    execution: dict[str, Any]
+    versions: dict[str, str]
+    finished: datetime
+
+
+def read_record(folder: str | Path) -> Record:
+    """Read the record of a saved run.
+
+    Raises:
+        SavedModelError: It is missing, damaged, or of another version.
+    """
+    path = Path(folder) / RECORD_FILE
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise SavedModelError(f"there is no {path}; pass the folder that a run was saved to") from error
+    except ValidationError as error:
+        raise SavedModelError(f"{path} is damaged or of another version: {error}") from error
+
+
+def describe_data(problem: Problem, key: bytes) -> dict[str, DataRecord]:
+    """Size and keyed digest of every dataset of a problem, by name."""
+    seed_globals(0, "digest")  # a dataset that augments at random must give the same digest each time
+    return {
+        name: DataRecord(examples=len(dataset), digest=digest_dataset(dataset, key))
+        for name, dataset in problem.datasets().items()
+    }
+
+
+def describe_state(
+    before: DeletionState | None, after: DeletionState | None, key: bytes, digest_before: str | None
+) -> StateRecord | None:
+    """What a record says of the states before and after, where there is one; the digest before is known."""
+    kinds = [state.kind for state in (after, before) if state is not None]
+    if not kinds:
+        return None
+    first, second = (None if digest is None else keyed(digest, key) for digest in (digest_before, digest_of(after)))
+    return StateRecord(kind=kinds[0], before=first, after=second)
+
+
+def digest_of(state: DeletionState | None) -> str | None:
+    """The digest of a state, where there is one."""
+    return None if state is None else state.digest()
+
+
+def keyed(digest: str, key: bytes) -> str:
+    """A digest that cannot be linked between records, nor compared with that of what somebody else holds or made."""
+    return hashlib.sha256(key + digest.encode()).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """Settings as JSON holds them."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(entry) for name, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value.value if isinstance(value, Enum) else value
