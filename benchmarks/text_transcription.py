@@ -230,7 +230,7 @@ def batches_of(problem: Problem, method: WithRetainLoss, seed: int) -> Iterator[
     run = Run(TASK, seed, QUIET)
     student = Student(run, TASK, problem.model, TASK.tokenized(problem.forget).dataset, problem, None, BATCH)
     terms = [Term(each, TASK.losses, batch_size=BATCH) for each in (student.forget, method.retained(student))]
-    plan = Plan(terms, round(method.epochs) * terms[0].steps_per_epoch, derive(seed, "phase", "unlearn"))
+    plan = Plan(terms, round(method.epochs * terms[0].steps_per_epoch), derive(seed, "phase", "unlearn"))
     for (_, forget), (_, retain) in stream(plan, TASK, 0, 0):
         yield forget, retain
 
