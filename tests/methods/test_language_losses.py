@@ -13,6 +13,7 @@ import tiny
 import words
 from expunge import Run, unlearn
 from expunge.methods import NPO, RMU, UNDIAL, GradDiff, IdkDPO, Method, SimNPO, TaskNegation
+from expunge.methods._labelled import labelled
 from expunge.methods.idk_dpo import dpo_loss
 from expunge.methods.npo import npo_loss
 from expunge.methods.sim_npo import sim_npo_loss
@@ -117,6 +118,24 @@ def test_a_run_is_that_of_a_transcription_with_a_second_model(name: str, retain_
         history.append(loss.item())
     assert result.record.phases[0].history == pytest.approx(history, abs=2e-5)
     assert torch.allclose(tiny.flat(result.model), tiny.flat(model), atol=2e-4)
+
+
+def test_predictions_at_labelled_tokens_are_those_of_the_whole_batch(problem: Problem) -> None:
+    rows = rows_of(problem.retain)
+    batch = words.TASK.collate([rows[number] for number in (0, 1, 5)])
+    with torch.no_grad():
+        said, shown = (
+            labelled(words.TASK, problem.model, batch),
+            labelled(words.TASK, problem.model, batch, logits=False),
+        )
+        seen, whole = words.TASK.seen(problem.model, batch)
+        losses = words.TASK.losses(problem.model, batch)
+    assert said.logits.shape == (int(whole.mask.sum()), whole.logits.shape[2])
+    torch.testing.assert_close(said.logits, whole.logits[whole.mask])
+    torch.testing.assert_close(said.targets, whole.targets[whole.mask])
+    torch.testing.assert_close(said.mean(said.losses), losses)
+    torch.testing.assert_close(shown.seen, seen[whole.mask])
+    assert len(shown.logits) == 0
 
 
 def test_undial_leaves_prompts_and_padding_alone(problem: Problem) -> None:

@@ -9,6 +9,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import torch
@@ -16,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expunge.data import MapDataset, subset
+from expunge.methods._labelled import labelled, log_probability, mean_losses
 from expunge.methods.adapters import Adapted, LoraSettings, adapted
 from expunge.methods.base import Method, Need, Tier
 from expunge.problem import Problem
 from expunge.settings import require_at_least, require_one_of, require_positive, require_whole
-from expunge.tasks import CausalLM, Predictions
+from expunge.tasks import CausalLM
 from expunge.tasks.causal_lm import TextBatch
 from expunge.training import Algorithm, Objective, Optimizer, Run, Term, over_batches, seed_globals
 
@@ -116,7 +118,11 @@ class WithRetainLoss(LanguageMethod):
     def terms(self, student: "Student") -> list[Term]:
         """The forget objective and the retain term, one batch of each a step."""
         retain = self.retained(student)
-        keep = student.task.losses if self.retain_loss == "nll" else student.divergence_from_original(retain)
+        keep = (
+            partial(mean_losses, student.task)
+            if self.retain_loss == "nll"
+            else student.divergence_from_original(retain)
+        )
         return [
             Term(student.forget, self.forget_objective(student), self.forget_weight, self.batch_size),
             Term(retain, keep, self.retain_weight, self.batch_size),
@@ -194,28 +200,19 @@ class Student:
 
     def log_probabilities(self, rows: Rows) -> Tensor:
         """Log-probability of the labelled tokens of each example under the original: (examples,)."""
-
-        def measure(model: nn.Module, batch: TextBatch) -> Tensor:
-            return sequence_log_probability(self.task.predictions(model, batch))
-
-        return torch.cat(self.over(rows, measure)).to(self.run.device)
+        return torch.cat(self.over(rows, partial(log_probability, self.task))).to(self.run.device)
 
     def reference(self, rows: Rows) -> Reference:
         """What the original predicts at the labelled tokens of these examples."""
         head = self.task.head_of(self.model)
         weight, bias = head.weight.detach(), cast("Tensor | None", head.bias)
-
-        def measure(model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor, Tensor]:
-            seen, said = self.task.seen(model, batch)
-            return said.counts, seen[said.mask], said.logits[said.mask]
-
-        _, seen, logits = self.over(rows[:1], measure)[0]
-        rebuilt = F.linear(seen, weight.cpu(), None if bias is None else bias.detach().cpu()).float()
-        plain = bool((rebuilt - logits).abs().max() <= _AGREE * (1 + logits.abs().max()))
+        (first,) = self.over(rows[:1], lambda model, batch: vars(labelled(self.task, model, batch)))
+        rebuilt = F.linear(first["seen"], weight.cpu(), None if bias is None else bias.detach().cpu()).float()
+        plain = bool((rebuilt - first["logits"]).abs().max() <= _AGREE * (1 + first["logits"].abs().max()))
 
         def kept_of(model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor]:
-            counts, seen, logits = measure(model, batch)
-            return counts, seen if plain else logits
+            said = labelled(self.task, model, batch, logits=not plain)
+            return said.counts, said.seen if plain else said.logits
 
         pieces = self.over(rows, kept_of)
         starts = F.pad(torch.cat([piece[0] for piece in pieces]).cumsum(0), (1, 0))
@@ -237,8 +234,8 @@ class Student:
         reference = self.reference(rows)
 
         def objective(model: nn.Module, batch: TextBatch) -> Tensor:
-            said = self.task.predictions(model, batch)
-            return said.mean(said.by_place(divergence(reference.logits(batch["numbers"]), said.logits[said.mask])))
+            said = labelled(self.task, model, batch)
+            return said.mean(divergence(reference.logits(batch["numbers"]), said.logits))
 
         return objective
 
@@ -246,11 +243,6 @@ class Student:
 def numbered(task: CausalLM, dataset: MapDataset) -> Rows:
     """Examples as tokens, each with its number, which its batch carries."""
     return [row | {"number": number} for number, row in enumerate(task.tokenized(dataset).dataset)]
-
-
-def sequence_log_probability(said: Predictions) -> Tensor:
-    """Log-probability of the labelled tokens of each example, added up: (batch,)."""
-    return -said.losses.sum(1)
 
 
 def divergence(reference: Tensor, logits: Tensor) -> Tensor:

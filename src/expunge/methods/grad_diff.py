@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from expunge.methods._labelled import mean_losses
 from expunge.methods._language import Student, WithRetainLoss
 from expunge.methods.base import Maturity
 from expunge.tasks.causal_lm import TextBatch
@@ -26,6 +27,6 @@ class GradDiff(WithRetainLoss):
         """The mean log-likelihood of each example's tokens, which is made small."""
 
         def objective(model: nn.Module, batch: TextBatch) -> Tensor:
-            return -student.task.losses(model, batch)
+            return -mean_losses(student.task, model, batch)
 
         return objective

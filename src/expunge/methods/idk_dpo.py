@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expunge.errors import DataError, SettingError
-from expunge.methods._language import Rows, Student, WithRetainLoss, chosen, sequence_log_probability
+from expunge.methods._labelled import log_probability
+from expunge.methods._language import Rows, Student, WithRetainLoss, chosen
 from expunge.methods.base import Maturity
 from expunge.settings import require_positive
 from expunge.tasks.causal_lm import TextBatch
@@ -56,9 +57,7 @@ class IdkDPO(WithRetainLoss):
         def objective(model: nn.Module, batch: TextBatch) -> Tensor:
             numbers = batch["numbers"]
             preferred = student.run.to_device(student.task.collate(chosen(refused, numbers)))
-            answer, refusal = (
-                sequence_log_probability(student.task.predictions(model, each)) for each in (batch, preferred)
-            )
+            answer, refusal = (log_probability(student.task, model, each) for each in (batch, preferred))
             return dpo_loss(refusal - won[numbers], answer - lost[numbers], self.beta)
 
         return objective

@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from expunge.methods._language import Student, WithRetainLoss, sequence_log_probability
+from expunge.methods._labelled import log_probability
+from expunge.methods._language import Student, WithRetainLoss
 from expunge.methods.base import Maturity
 from expunge.settings import require_positive
 from expunge.tasks.causal_lm import TextBatch
@@ -39,7 +40,7 @@ class NPO(WithRetainLoss):
         original = student.log_probabilities(student.forget)
 
         def objective(model: nn.Module, batch: TextBatch) -> Tensor:
-            own = sequence_log_probability(student.task.predictions(model, batch))
+            own = log_probability(student.task, model, batch)
             return npo_loss(own, original[batch["numbers"]], self.beta)
 
         return objective

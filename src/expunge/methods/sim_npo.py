@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from expunge.methods._labelled import mean_losses
 from expunge.methods._language import Student, WithRetainLoss
 from expunge.methods.base import Maturity
 from expunge.settings import require_at_least, require_positive
@@ -42,7 +43,7 @@ class SimNPO(WithRetainLoss):
         """The loss by length, of which the original is no part."""
 
         def objective(model: nn.Module, batch: TextBatch) -> Tensor:
-            return sim_npo_loss(student.task.losses(model, batch), self.beta, self.margin)
+            return sim_npo_loss(mean_losses(student.task, model, batch), self.beta, self.margin)
 
         return objective
 

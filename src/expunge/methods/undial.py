@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from expunge.methods._labelled import labelled
 from expunge.methods._language import LanguageMethod, Student
 from expunge.methods.base import Maturity
 from expunge.settings import require_positive
@@ -40,10 +41,9 @@ class UNDIAL(LanguageMethod):
         reference = student.reference(student.forget)
 
         def objective(model: nn.Module, batch: TextBatch) -> Tensor:
-            said = student.task.predictions(model, batch)
+            said = labelled(student.task, model, batch)
             original = reference.logits(batch["numbers"])
-            losses = undial_loss(said.logits[said.mask], original, said.targets[said.mask], self.strength)
-            return said.mean(said.by_place(losses))
+            return said.mean(undial_loss(said.logits, original, said.targets, self.strength))
 
         return [Term(student.forget, objective, batch_size=self.batch_size)]
 
