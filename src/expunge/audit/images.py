@@ -148,8 +148,8 @@ def require_enough(pictures: int, features: int, variant: FrechetVariant) -> Non
     if variant == "plain" and pictures <= features:
         raise DataError(
             f"the Fréchet distance of {features} features needs more than {features} pictures of each set, and there "
-            f"are {pictures}: their covariance has directions without any spread. Give more pictures, a network with fewer "
-            "features, or ask for the variant 'projected' or 'shrunk', which is another measure"
+            f"are {pictures}: their covariance has directions without any spread. Give more pictures, a network with "
+            "fewer features, or ask for the variant 'projected' or 'shrunk', which is another measure"
         )
     if pictures < 2 * _PICTURES_A_DIRECTION:
         raise DataError(
