@@ -48,7 +48,7 @@ _SHAPE: dict[str, Any] = {
 }
 _EPOCHS, _BATCH, _RATE = 60, 64, 3e-3
 _JUDGE_EPOCHS = 15
-_METHOD: dict[str, Any] = {"name": "extrapolated-tuning"}
+_METHOD: dict[str, Any] = {"name": "latent-remap", "learning_rate": 2e-3, "batch_size": 64}
 _AUDIT: dict[str, Any] = {
     "network": f"{_MODULE}:features",
     "pictures": {"grid": "holdout", "variant": "projected"},
