@@ -17,6 +17,9 @@ from expunge.audit.comparison import FEWEST_OF_SUBGROUP, Comparison
 from expunge.audit.decision import FEWEST_ORACLES, Spread
 from expunge.audit.distances import answers, layer_distances
 from expunge.audit.evidence import Cost, Estimate, Evidence, Interval
+from expunge.audit.feature_networks import FeatureNetwork
+from expunge.audit.gallery import Gallery
+from expunge.audit.image_figures import PictureGrid, Restoration
 from expunge.audit.measuring import Announce, portrayed
 from expunge.audit.membership import FEWEST_SHADOWS, HOLDOUT
 from expunge.audit.notes import Conditions, conditions_of
@@ -62,6 +65,7 @@ class References:
         fleet: FleetSettings | None = None,
         shadows: int = 0,
         subgroups: Mapping[str, Sequence[Any]] | None = None,
+        network: FeatureNetwork | None = None,
         announce: Announce | None = None,
     ) -> "References":
         """Train oracles where a number is given, and measure them and the original; see `audit`."""
@@ -77,6 +81,9 @@ class References:
             raise SettingError(f"one shadow tells nothing; use {FEWEST_SHADOWS} at least, or 0")
         if shadows:
             require_trainable(problem)
+        given = {name: data for name, data in sets.items() if data is not None}
+        # what it refuses is known before anything is trained
+        Gallery.prepare(Run(problem.task, seed, execution), given, settings.pictures, network)
         if isinstance(oracles, int):
             models = Oracles.train(
                 problem, oracles, seed, progress=execution.progress, settings=fleet, announce=announce
@@ -90,8 +97,7 @@ class References:
         )
         with reproducible(execution.threads):
             run = Run(problem.task, seed, execution)
-            given = {name: data for name, data in sets.items() if data is not None}
-            sitting = Sitting.prepare(run, run.frozen(problem.model), given, settings)
+            sitting = Sitting.prepare(run, run.frozen(problem.model), given, settings, network)
             original, *portraits = portrayed(sitting, [problem.model, *models.models], announce)
             conditions = conditions_of(problem.task, given[FORGET], given["retain"], original, portraits, seed)
         return cls(
@@ -154,6 +160,8 @@ class References:
             reconstruction=rebuilt,
             fairness=pair.fairness(self.sitting.sets.get(HOLDOUT), self.subgroups),
             notes=[*self.conditions.notes, *comparison.notes(), *warnings],
+            restorations=self._restorations(portrait),
+            grid=self._grid(portrait),
             answers=answers(
                 task, portrait.outputs, self.original.outputs, [oracle.outputs for oracle in self.portraits], seed
             ),
@@ -163,6 +171,19 @@ class References:
             seed=seed,
             result_digest=unlearned.record.result_digest,
         )
+
+    def _restorations(self, unlearned: Portrait) -> list[Restoration]:
+        gallery, oracles = self.sitting.gallery, [each.restored for each in self.portraits if each.restored is not None]
+        if gallery is None or unlearned.restored is None or self.original.restored is None:
+            return []
+        return gallery.compared(unlearned.restored, self.original.restored, oracles)
+
+    def _grid(self, unlearned: Portrait) -> PictureGrid | None:
+        gallery, oracle = self.sitting.gallery, self.portraits[0].restored
+        if gallery is None or oracle is None or unlearned.restored is None or self.original.restored is None:
+            return None
+        model = self.sitting.run.frozen(self.problem.model)
+        return gallery.side_by_side(model, unlearned.restored, self.original.restored, oracle)
 
     def _models(self) -> dict[str, Any]:
         shadows = len(self.shadows.models) if self.shadows else 0
@@ -179,6 +200,7 @@ def audit(
     fleet: FleetSettings | None = None,
     shadows: int = 0,
     subgroups: Mapping[str, Sequence[Any]] | None = None,
+    network: FeatureNetwork | None = None,
     announce: Announce | None = None,
 ) -> Evidence:
     """Measure an unlearned model, its original and a set of oracles alike, and say how they compare.
@@ -197,6 +219,8 @@ def audit(
         shadows: How many shadows to train on everything and to unlearn by the same method: for U-LiRA, KLoM and epsilon
             by example. Each costs a training and an unlearning.
         subgroups: By name, such as `sex`, the subgroup of each holdout example; quality is judged in every one.
+        network: Of image-to-image models, what Fréchet distance, inception score and similarity of embeddings rest on;
+            without one they are left out. It must not be a model whose unlearning is measured.
         announce: Is told what training the oracles will cost before it begins, and, where it is more than a few
             seconds, what measuring will cost once the first models are measured.
 
@@ -219,6 +243,7 @@ def audit(
         fleet=fleet,
         shadows=shadows,
         subgroups=subgroups,
+        network=network,
         announce=announce,
     )
     return references.compare(unlearned)

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 
 from expunge.audit.attack_scores import AttackEvaluation
 from expunge.audit.fairness import Fairness
+from expunge.audit.image_figures import PictureGrid, Restoration
 from expunge.audit.intervals import Estimate, Interval, Part
 from expunge.audit.margins import ExamplePercentiles, MarginDivergence
 from expunge.audit.reconstruction import Reconstruction
@@ -301,6 +302,9 @@ class Evidence(Part):
             than a linear head differs.
         fairness: By name of a subgroup, figures by its values before and after; for tasks of two classes, where
             fairlearn is installed.
+        restorations: Of image-to-image models, figures of what is restored by set; empty for other tasks. They are
+            shown and not judged.
+        grid: A few pictures and what the models make of them, where the audit was asked to keep some.
         answers: Prediction distribution on the forget set; absent where a task has no kinds of answer.
         layers: Weight distances.
         cost: Beside retraining.
@@ -324,6 +328,8 @@ class Evidence(Part):
     leaks: list[Leak]
     reconstruction: Reconstruction | None = None
     fairness: dict[str, Fairness] = Field(default_factory=dict[str, Fairness])
+    restorations: list[Restoration] = Field(default_factory=list[Restoration])
+    grid: PictureGrid | None = None
     answers: Answers | None
     layers: list[LayerDistance]
     cost: Cost

@@ -8,7 +8,7 @@ hidden, better or worse, so `against_oracles` sets each beside those of retraine
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -18,65 +18,14 @@ from torch import Tensor
 
 from expunge.audit.decision import Spread
 from expunge.audit.feature_networks import FeatureNetwork
-from expunge.audit.intervals import Interval, Part
+from expunge.audit.image_figures import BesideOracles, FrechetVariant, ImageMeasures
 from expunge.errors import DataError, MissingNeedError, SettingError, ShapeError
 from expunge.pictures import peak_signal_to_noise, reconstruction_error, structural_similarity
 from expunge.training.seeds import generator
 
 Floats = NDArray[np.float64]
 
-FrechetVariant = Literal["plain", "shrunk", "projected"]
-
 _PICTURES_A_DIRECTION = 5  # of the projected variant
-
-
-class ImageMeasures(Part):
-    """Figures of a set of pictures that a model restored, beside the true ones.
-
-    Attributes:
-        pictures: How many.
-        reconstruction_error: Mean squared error over hidden pixels, averaged over pictures.
-        peak_signal_to_noise: In decibels, likewise.
-        structural_similarity: Of the surroundings of hidden pixels, likewise; None for pictures under 6 pixels.
-        feature_network: The name of the network that the figures below rest on; None where there is none.
-        embedding_similarity: Mean cosine similarity of the features of a restored picture and of its true one.
-        frechet_distance: Between the features of all restored and of all true pictures.
-        frechet_variant: Which; see `frechet_distance`.
-        inception_score: Of the restored pictures; None where the network has no classes, or pictures are too few.
-        inception_classes: How many classes that network has, which is the most that the score can be.
-    """
-
-    pictures: int
-    reconstruction_error: float
-    peak_signal_to_noise: float
-    structural_similarity: float | None
-    feature_network: str | None = None
-    embedding_similarity: float | None = None
-    frechet_distance: float | None = None
-    frechet_variant: FrechetVariant | None = None
-    inception_score: float | None = None
-    inception_classes: int | None = None
-
-
-class BesideOracles(Part):
-    """One measure of a model, beside that of retrained models.
-
-    Attributes:
-        value: Of the model.
-        oracles: Of each oracle.
-        band: Where one more oracle would fall, with 95 % confidence; None with one oracle.
-        share: (value - mean of the oracles) / mean of the oracles; 0 is like retraining.
-    """
-
-    value: float
-    oracles: list[float]
-    band: Interval | None
-    share: float
-
-    @property
-    def inside(self) -> bool | None:
-        """Whether the value could be an oracle's; None where one oracle cannot tell."""
-        return None if self.band is None else self.value in self.band
 
 
 def measure_images(
@@ -177,14 +126,7 @@ def frechet_distance(features: Tensor, reference: Tensor, variant: FrechetVarian
     if ours.shape[1] != theirs.shape[1]:
         raise ShapeError(f"there are {ours.shape[1]} and {theirs.shape[1]} features; use one network for both sets")
     fewest, count = min(len(ours), len(theirs)), ours.shape[1]
-    if variant == "plain" and fewest <= count:
-        raise DataError(
-            f"the Fréchet distance of {count} features needs more than {count} pictures of each set, and there are "
-            f"{fewest}: their covariance has directions without any spread. Give more pictures, a network with fewer "
-            "features, or ask for the variant 'projected' or 'shrunk', which is another measure"
-        )
-    if fewest < 2 * _PICTURES_A_DIRECTION:
-        raise DataError(f"{fewest} pictures tell nothing of a distribution; give {2 * _PICTURES_A_DIRECTION} at least")
+    require_enough(fewest, count, variant)
     if variant == "projected":
         directions = _principal(theirs, min(count, fewest // _PICTURES_A_DIRECTION))
         ours, theirs = ours @ directions, theirs @ directions
@@ -194,6 +136,25 @@ def frechet_distance(features: Tensor, reference: Tensor, variant: FrechetVarian
     root = _root(one)
     shared = float(np.sqrt(np.maximum(np.linalg.eigvalsh(root @ other @ root), 0)).sum())
     return max(apart + float(np.trace(one) + np.trace(other)) - 2 * shared, 0.0)
+
+
+def fewest_pictures(features: int, variant: FrechetVariant) -> int:
+    """The smallest set for which the Fréchet distance of so many features is defined."""
+    return max(2 * _PICTURES_A_DIRECTION, features + 1 if variant == "plain" else 0)
+
+
+def require_enough(pictures: int, features: int, variant: FrechetVariant) -> None:
+    """Raise a DataError where a set of so many pictures is too small for the Fréchet distance of so many features."""
+    if variant == "plain" and pictures <= features:
+        raise DataError(
+            f"the Fréchet distance of {features} features needs more than {features} pictures of each set, and there "
+            f"are {pictures}: their covariance has directions without any spread. Give more pictures, a network with "
+            "fewer features, or ask for the variant 'projected' or 'shrunk', which is another measure"
+        )
+    if pictures < 2 * _PICTURES_A_DIRECTION:
+        raise DataError(
+            f"{pictures} pictures tell nothing of a distribution; give {2 * _PICTURES_A_DIRECTION} at least"
+        )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from expunge.audit.attacks import baseline_scores
+from expunge.audit.feature_networks import FeatureNetwork
+from expunge.audit.gallery import Gallery, Restored
 from expunge.audit.neighbours import neighbours
 from expunge.audit.probe import Probes
 from expunge.audit.relearning import RelearningTest
@@ -67,6 +69,7 @@ class Portrait:
         recognised: By probe, how often its features recognise each forget example: (examples,).
         quantised: Headline quality on the forget set with weights rounded to so many bits: (examples,).
         near: Headline quality on the retained examples nearest to the forget set, if asked for: (examples,).
+        restored: What it makes of pictures, where that is its task.
     """
 
     sets: Mapping[str, Observation]
@@ -75,6 +78,7 @@ class Portrait:
     recognised: Mapping[str, Floats]
     quantised: Mapping[int, Floats]
     near: Floats | None
+    restored: Restored | None = None
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,16 @@ class Sitting:
     probes: Probes
     bits: tuple[int, ...]
     near: MapDataset | None
+    gallery: Gallery | None = None
 
     @classmethod
     def prepare(
-        cls, run: Run, original: nn.Module, sets: Mapping[str, MapDataset], settings: AuditSettings
+        cls,
+        run: Run,
+        original: nn.Module,
+        sets: Mapping[str, MapDataset],
+        settings: AuditSettings,
+        network: FeatureNetwork | None = None,
     ) -> "Sitting":
         """Draw the examples of each set, what is relearned, and the neighbours of the forget set."""
         positions = {name: _sample(run, name, len(data), settings.examples) for name, data in sets.items()}
@@ -109,6 +119,7 @@ class Sitting:
             Probes.prepare(run, forget, retain),
             settings.bits,
             neighbours(run, original, forget, retain, count) if count else None,
+            Gallery.prepare(run, samples, settings.pictures, network),
         )
 
     def portray(self, model: nn.Module) -> Portrait:
@@ -121,6 +132,7 @@ class Sitting:
             self.probes.recognised(model),
             {bits: self._headline(quantised(model, bits), self.sets[FORGET]) for bits in self.bits},
             None if self.near is None else self._headline(model, self.near),
+            None if self.gallery is None else self.gallery.restore(model),
         )
 
     def signals(self, model: nn.Module) -> dict[str, Floats]:

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import get_args
 
+from expunge.audit.image_figures import FrechetVariant, Shown
 from expunge.audit.relearning import Relearning
 from expunge.errors import SettingError
-from expunge.settings import require_at_least, require_between, require_positive, require_whole
+from expunge.settings import require_at_least, require_between, require_one_of, require_positive, require_whole
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,29 @@ class Margins:
 
 
 @dataclass(frozen=True)
+class PictureSettings:
+    """How image-to-image models are measured besides what every model is.
+
+    Args:
+        count: At most so many pictures of each set.
+        variant: Of the Fréchet distance, where there is a feature network; see `expunge.audit.images`.
+        grid: A few pictures of this set stay in the evidence, side by side with what the models make of them, and the
+            report shows them; those of the forget and of the retain set are then personal data, and the evidence must
+            be kept and deleted like them.
+    """
+
+    count: int = 2000
+    variant: FrechetVariant = "plain"
+    grid: Shown | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_whole(self, "count")
+        require_one_of(self, "variant", get_args(FrechetVariant))
+        require_one_of(self, "grid", (None, *get_args(Shown)))
+
+
+@dataclass(frozen=True)
 class AuditSettings:
     """How thoroughly and how strictly to audit.
 
@@ -47,6 +72,7 @@ class AuditSettings:
         examples: At most so many examples of each set are looked at.
         bits: Weights are also rounded to so many bits, and the forget set looked at again.
         neighbours: Quality is also measured on so many retained examples nearest to the forget set; 0 for none.
+        pictures: Of image-to-image models.
     """
 
     relearning: Relearning = field(default_factory=Relearning)
@@ -54,6 +80,7 @@ class AuditSettings:
     examples: int = 10_000
     bits: tuple[int, ...] = (8, 4)
     neighbours: int = 100
+    pictures: PictureSettings = field(default_factory=PictureSettings)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

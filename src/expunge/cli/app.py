@@ -54,6 +54,7 @@ class Demonstration(StrEnum):
 
     DIGITS = "digits"
     HOSPITAL = "hospital"
+    INPAINTING = "inpainting"
     LANGUAGE = "language"
 
 
@@ -181,8 +182,9 @@ def demo(
     story: Annotated[
         Demonstration,
         typer.Argument(
-            metavar="digits|hospital|language",
+            metavar="digits|hospital|inpainting|language",
             help="`digits`: a network forgets a class. `hospital`: patients leave a model, with a certificate. "
+            "`inpainting`: a model that restores halves of digits forgets one of them. "
             "`language`: a small GPT-2 forgets a person.",
         ),
     ] = Demonstration.DIGITS,
@@ -193,7 +195,8 @@ def demo(
     oracles: Annotated[
         int | None,
         typer.Option(
-            min=2, help="How many oracles to compare with, 3 at least for a verdict; by default 6, of text 3."
+            min=2,
+            help="How many oracles to compare with, 3 at least for a verdict; by default 6, of images 4, of text 3.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
@@ -211,6 +214,12 @@ def demo(
             from expunge.cli.hospital_summary import print_hospital
 
             _tell(run_hospital(folder, oracles=oracles or 6, seed=seed, say=_say), facts, print_hospital, as_json)
+        case Demonstration.INPAINTING:
+            from expunge.cli.demo_inpainting import restoring_json, run_inpainting
+            from expunge.cli.demo_inpainting_summary import print_inpainting
+
+            restored = run_inpainting(folder, oracles=oracles or 4, seed=seed, say=_say)
+            _tell(restored, restoring_json, print_inpainting, as_json)
         case Demonstration.LANGUAGE:
             from expunge.cli.demo_language import run_language, story_json
             from expunge.cli.demo_language_summary import print_language

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, field_valida
 from expunge.audit.choosing import ExecutorName
 from expunge.cli.sections import Reference, Section, exactly_one
 from expunge.cli.source_sections import DataSection
-from expunge.cli.task_sections import CausalLMSection, TaskSection
+from expunge.cli.task_sections import CausalLMSection, ImageToImageSection, TaskSection
 from expunge.storage import write_bytes
 from expunge.training import Algorithm, Schedule
 from expunge.unlearning import KEY_FILE
@@ -18,7 +18,10 @@ JOB_FILE = "job.yaml"
 
 
 class ModelSection(Section):
-    """Where the trained model comes from: `pretrained` is a Hugging Face classifier, `hf` a language model."""
+    """Where the trained model comes from: `pretrained` is a Hugging Face classifier, `hf` a model of another kind.
+
+    For masked tokens, `hf` is the VQ model, and `options` and `weights` are those of the transformer over its tokens.
+    """
 
     network: Literal["mlp", "small-cnn", "all-cnn", "resnet9", "resnet18"] | None = None
     options: dict[str, Any] | None = None
@@ -30,11 +33,12 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         exactly_one(self, "network", "pretrained", "hf", "build")
-        if self.options is not None and self.network is None:
+        of_parts = self.hf is not None and self.weights is not None
+        if self.options is not None and self.network is None and not of_parts:
             raise ValueError("options belong to a network; remove them, or name a network")
         if self.network is not None and self.weights is None:
             raise ValueError("a network needs weights: the safetensors file with its trained state")
-        if (self.pretrained or self.hf) is not None and self.weights is not None:
+        if (self.pretrained or self.hf) is not None and self.weights is not None and self.options is None:
             raise ValueError("a pretrained model brings its own weights; remove `weights`")
         return self
 
@@ -94,6 +98,8 @@ class RecipeSection(Section):
 class AuditSection(Section):
     """How to audit: against how many models, trained how, and broken down by which columns of the holdout.
 
+    `network` is a function that returns the feature network for measures of images.
+
     Further settings are those of `expunge.audit.AuditSettings`.
     """
 
@@ -102,6 +108,7 @@ class AuditSection(Section):
     oracles: int = Field(default=5, ge=2)
     shadows: int = Field(default=0, ge=0)
     subgroups: tuple[str | int, ...] = ()
+    network: Reference | None = None
     executor: ExecutorName = "auto"
 
 
@@ -168,13 +175,27 @@ class Job(Section):
 
 def _check_kind(job: Job) -> None:
     """Raise a ValueError where sections speak of different kinds of task."""
-    text = isinstance(job.task, CausalLMSection)
-    of_text = {"model.hf": job.model.hf, "forget.text": job.forget.text, "recipe.base": job.recipe and job.recipe.base}
-    of_classes = {"model.pretrained": job.model.pretrained, "model.network": job.model.network,
-                  "forget.classes": job.forget.classes}  # fmt: skip
-    wrong = [key for key, value in (of_classes if text else of_text).items() if value is not None]
-    if wrong:
-        belongs = "a classifier, and the task is `causal-lm`" if text else "text; give the task `kind: causal-lm`"
-        raise ValueError(f"{wrong[0]} belongs to {belongs}")
+    kind = job.task.kind
+    classes, text, images = kind == "classification", kind == "causal-lm", kind == "image-to-image"
+    recipe, audit = job.recipe, job.audit
+    only = [  # the key, whether this kind of task may have it, and what it belongs to
+        ("model.hf", job.model.hf, not classes, "text or images; give the task `kind: causal-lm` or `image-to-image`"),
+        ("forget.text", job.forget.text, text, "text; give the task `kind: causal-lm`"),
+        ("recipe.base", recipe and recipe.base, text, "text; give the task `kind: causal-lm`"),
+        ("model.pretrained", job.model.pretrained, classes, f"a classifier, and the task is `{kind}`"),
+        ("model.network", job.model.network, classes, f"a classifier, and the task is `{kind}`"),
+        ("forget.classes", job.forget.classes, not text, f"a classifier, and the task is `{kind}`"),
+        ("audit.network", audit and audit.network, images, "images; give the task `kind: image-to-image`"),
+    ]
+    for key, value, allowed, belongs in only:
+        if value is not None and not allowed:
+            raise ValueError(f"{key} belongs to {belongs}")
     if isinstance(job.task, CausalLMSection) and job.task.tokenizer is None and job.model.hf is None:
         raise ValueError("a language model from model.build brings no tokenizer; name one as task.tokenizer")
+    tokens = isinstance(job.task, ImageToImageSection) and job.task.family == "masked-tokens"
+    if tokens and job.model.hf is not None and (job.model.options is None or job.model.weights is None):
+        raise ValueError(
+            "a model of masked tokens needs model.options and model.weights beside the VQ model in model.hf"
+        )
+    if job.model.hf is not None and job.model.weights is not None and not tokens:
+        raise ValueError("a pretrained model brings its own weights; remove model.weights and model.options")

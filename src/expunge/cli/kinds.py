@@ -6,12 +6,14 @@ from typing import cast
 
 from torch import nn
 
+from expunge.cli.image_models import image_model, image_task, untrained_image_model
 from expunge.cli.job import Job
 from expunge.cli.language import language_model, language_task, readable_examples, untrained_language_model
 from expunge.cli.models import load_model, untrained
+from expunge.cli.picture_sources import load_pictures
 from expunge.cli.settings import checked_call
 from expunge.cli.sources import Source, load_source
-from expunge.cli.task_sections import CausalLMSection, ClassificationSection
+from expunge.cli.task_sections import CausalLMSection, ClassificationSection, ImageToImageSection
 from expunge.cli.text_sources import load_text
 from expunge.errors import JobError
 from expunge.tasks import Classification, Task
@@ -56,6 +58,12 @@ def _text(job: Job) -> Data:
     return train, holdout, task, [*notes, *more]
 
 
+def _images(job: Job) -> Data:
+    train = load_pictures(job.data.train, job, "data.train")
+    holdout = job.data.holdout and load_pictures(job.data.holdout, job, "data.holdout", like=train)
+    return train, holdout, image_task(job, train), ()
+
+
 def _classification(job: Job, train: Source) -> Classification:
     section = cast(ClassificationSection, job.task)
     settings = section.model_dump(exclude_none=True, exclude={"kind"})
@@ -73,4 +81,5 @@ def _classification(job: Job, train: Source) -> Classification:
 _KINDS: dict[type, Kind] = {
     ClassificationSection: Kind(_classes, load_model, untrained),
     CausalLMSection: Kind(_text, language_model, untrained_language_model),
+    ImageToImageSection: Kind(_images, image_model, untrained_image_model),
 }

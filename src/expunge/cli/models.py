@@ -35,7 +35,7 @@ def load_model(job: Job) -> nn.Module:
         return _pretrained(_name_or_path(job), section.pretrained)
     model = untrained(job)()
     if section.weights is not None:
-        _load_weights(model, job.path(section.weights))
+        load_weights(model, job.path(section.weights))
     return model.eval()
 
 
@@ -94,7 +94,12 @@ def _pretrained(name: str, given: str) -> nn.Module:
     return cast("nn.Module", model).eval()
 
 
-def _load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Put a safetensors file into a model.
+
+    Raises:
+        SourceError: It is no such file, is damaged, or does not fit the model.
+    """
     if path.suffix != ".safetensors":
         raise SourceError(
             f"model.weights: {path.name} is not a .safetensors file, and other formats are not read because loading "

@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from expunge.audit import AuditSettings
+from expunge.audit.feature_networks import FeatureNetwork
+from expunge.cli.image_models import feature_network
 from expunge.cli.job import AuditSection, Job
 from expunge.cli.kinds import kind_of
 from expunge.cli.loading import existing, find_function, guarded, load_function
 from expunge.cli.methods import method_from
 from expunge.cli.settings import checked_call
 from expunge.cli.sources import Source
-from expunge.cli.task_sections import ClassificationSection
+from expunge.cli.task_sections import ClassificationSection, ImageToImageSection
 from expunge.corpora import occurrences
 from expunge.data import MapDataset
 from expunge.errors import ForgetSetError, JobError, SettingError, SourceError
@@ -35,11 +37,13 @@ class Prepared:
         problem: What is asked for.
         notes: What was decided while reading the data, in words.
         subgroups: By name of a column of the holdout, its values: (examples,) each.
+        network: What measures of images rest on, if anything.
     """
 
     problem: Problem
     notes: tuple[str, ...]
     subgroups: Mapping[str, Sequence[str]]
+    network: FeatureNetwork | None
 
 
 def prepare(job: Job) -> Prepared:
@@ -63,7 +67,7 @@ def prepare(job: Job) -> Prepared:
         recipe=_recipe(job, task, kind.untrained),
         state=_state(job),
     )
-    return Prepared(problem, (*notes, *_notes(train, parts)), _subgroups(job, holdout))
+    return Prepared(problem, (*notes, *_notes(train, parts)), _subgroups(job, holdout), feature_network(job))
 
 
 def method_of(job: Job) -> Method:
@@ -105,6 +109,8 @@ def _subgroups(job: Job, holdout: Source | None) -> dict[str, list[str]]:
 def _split(job: Job, train: Source) -> Split:
     forget, dataset = job.forget, train.dataset
     if forget.classes is not None:
+        if isinstance(job.task, ImageToImageSection):
+            return split(dataset, classes=forget.classes, label=job.task.label)
         return _without_classes(forget.classes, cast(ClassificationSection, job.task), dataset)
     if forget.text is not None:
         return split(dataset, indices=_mentions(dataset, forget.text))

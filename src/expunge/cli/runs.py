@@ -182,6 +182,7 @@ def _audited(
         announce=costs,
         shadows=section.shadows,
         subgroups=prepared.subgroups,
+        network=prepared.network,
     )
     return replace(_finish(folder, unlearned.record, evidence), trained=costs.fleets)
 
@@ -247,6 +248,7 @@ def _kept_evidence(job: Job, folder: Path, settings: AuditSettings, say: Say) ->
     changed = [name for name, value in wanted.items() if evidence.settings.get(name) != value]
     changed += ["seed"] if evidence.seed != job.seed else []
     changed += ["recipe"] if before.recipe != job.recipe else []
+    changed += ["network"] if (before.audit and before.audit.network) != job.audit.network else []
     changed += ["holdout"] if before.data.holdout != job.data.holdout else []
     if not changed:
         say(f"The evidence is already in {folder}")

@@ -29,10 +29,15 @@ class HuggingFaceSource(Section):
 
 
 class ImagesSource(Section):
-    """A folder with a sub-folder of images for each class."""
+    """A folder with a sub-folder of images for each class.
+
+    `levels` names folders between the split and a file, by which pictures may be chosen: `{person: 1}` for
+    `class/person/7.jpg`.
+    """
 
     images: Path
     split: str = "train"
+    levels: dict[str, Annotated[int, Field(ge=0)]] | None = None
 
 
 class CsvSource(Section):

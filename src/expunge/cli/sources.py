@@ -183,6 +183,8 @@ def _in_memory(inputs: NDArray[np.float32], labels: NDArray[np.int64]) -> Tensor
 
 
 def _images(section: ImagesSource, path: Path, key: str, like: Source | None) -> Source:
+    if section.levels is not None:
+        raise SourceError(f"{key}.levels: is read for the task image-to-image alone; remove it")
     folders = picture_folders(existing(path, key, folder=True), section.split, key)
     pictures_in(path, folders, Fitting(), {}).check(one_size=False)
     files = [str(file) for pictures in folders.values() for file in pictures]

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, Discriminator, Tag
+from pydantic import BaseModel, Discriminator, Field, Tag
 
 from expunge.cli.sections import Section
 
@@ -37,7 +37,33 @@ class CausalLMSection(Section):
     least_likely: float | None = None
 
 
-TASKS: dict[str, type[Section]] = {"classification": ClassificationSection, "causal-lm": CausalLMSection}
+class ImageToImageSection(Section):
+    """Restore what is hidden of an image; see `expunge.ImageToImage`.
+
+    `corruption` and `training` are mappings with a `kind` and its settings; see `expunge.corruptions`. `pictures` says
+    how pictures of folders and Hugging Face datasets become tensors; see `expunge.pictures.Fitting`.
+    """
+
+    kind: Literal["image-to-image"]
+    family: Literal["masked-autoencoder", "masked-tokens", "inpainting-diffusion"]
+    corruption: dict[str, Any]
+    training: dict[str, Any] | None = None
+    family_settings: dict[str, Any] = Field(default_factory=dict[str, Any])
+    pictures: dict[str, Any] = Field(default_factory=dict[str, Any])
+    seed: int = Field(default=0, ge=0)
+    names: tuple[str, ...] | None = None
+    image: str | int | None = None
+    label: str | int | None = None
+    decoder_steps: int | None = None
+    decoder_learning_rate: float | None = None
+    decoder_batch_size: int | None = None
+
+
+TASKS: dict[str, type[Section]] = {
+    "classification": ClassificationSection,
+    "causal-lm": CausalLMSection,
+    "image-to-image": ImageToImageSection,
+}
 
 
 def _kind_of_task(value: object) -> str | None:
@@ -49,7 +75,9 @@ def _kind_of_task(value: object) -> str | None:
 
 
 TaskSection = Annotated[
-    Annotated[ClassificationSection, Tag("classification")] | Annotated[CausalLMSection, Tag("causal-lm")],
+    Annotated[ClassificationSection, Tag("classification")]
+    | Annotated[CausalLMSection, Tag("causal-lm")]
+    | Annotated[ImageToImageSection, Tag("image-to-image")],
     Discriminator(
         _kind_of_task,
         custom_error_type="task",

@@ -32,6 +32,7 @@ from expunge.report.drawing import (
     rows_figure,
     to_svg,
 )
+from expunge.report.restorations import restored_pictures
 from expunge.report.single_examples import distances_figure, epsilons_figure, roc_figure
 
 MOST_ANSWERS, MOST_LAYERS, MOST_ORACLES = 10, 16, 10
@@ -43,6 +44,7 @@ def pictures(evidence: Evidence) -> list[Picture]:
         return [
             quality_figure(evidence),
             groups_figure(evidence.groups),
+            *restored_pictures(evidence),
             _answers(evidence.answers),
             _relearning(evidence.curves),
             _cost(evidence.cost),

@@ -10,7 +10,7 @@ data. Nothing here is called for a page by default.
 
 from collections.abc import Mapping
 from itertools import cycle
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 from torch import Tensor
 
+from expunge.audit.image_figures import Shown
 from expunge.errors import DataError, SettingError, ShapeError
 from expunge.report.drawing import (
     ORACLE,
@@ -35,8 +36,6 @@ from expunge.report.drawing import (
     new_figure,
     to_svg,
 )
-
-Shown = Literal["holdout", "forget", "retain"]
 
 MOST_ROWS, MOST_POINTS = 8, 1500
 

@@ -10,6 +10,7 @@ from expunge.audit.evidence import Curve, Evidence, Measure, Membership
 from expunge.audit.fairness import Change
 from expunge.report import words
 from expunge.report.comparisons import shown_groups
+from expunge.report.restorations import COLUMNS, restoration_note, restoration_rows
 from expunge.unlearning import Record
 
 
@@ -91,6 +92,7 @@ def all_tables(record: Record, evidence: Evidence | None) -> list[Table]:
         else [
             _measures(evidence),
             *_groups(evidence),
+            _restorations(evidence),
             *_relearning(evidence.curves),
             _membership(evidence.membership),
             _low_rates(evidence.membership),
@@ -119,6 +121,11 @@ def _groups(evidence: Evidence) -> list[Table]:
     left_out = len(evidence.groups) - len(shown)
     note = f"And {words.count(left_out)} more, closer to the oracles; evidence.json holds all." if left_out else ""
     return [Table("Measures by group", _MEASURE_COLUMNS, [_measure_row(measure) for measure in shown], note)]
+
+
+def _restorations(evidence: Evidence) -> Table:
+    found = evidence.restorations
+    return Table("What is restored", COLUMNS, restoration_rows(found), restoration_note(found))
 
 
 _MEASURE_COLUMNS = ("Measure", "On", "Unlearned", "Original", "Mean oracle", "Oracle band", "Unlearned lies")

@@ -1,0 +1,155 @@
+"""Evidence of what image-to-image models restore, from the audit to the page."""
+
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import restoring
+import tiny
+from expunge import AuditSettings, Evidence, FineTune, References, Relearning, Stage, unlearn
+from expunge.audit.feature_networks import FeatureNetwork
+from expunge.audit.image_figures import PictureGrid
+from expunge.audit.images import measure_images
+from expunge.audit.settings import PictureSettings
+from expunge.errors import DataError, MissingNeedError, SavedModelError, SettingError
+from expunge.problem import Problem
+from expunge.report.page import render
+from expunge.training import Run, over_batches
+from expunge.unlearning import Unlearned
+
+RELEARNING = Relearning(forget_examples=5, retain_examples=20, steps=(0, 2))
+SETS = ("forget", "retain", "holdout", "holdout, forgotten kind")
+
+
+class Means(nn.Module):
+    """Four features of a picture: the means of its quarters."""
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return nn.functional.adaptive_avg_pool2d(pictures, 2).flatten(1)
+
+
+NETWORK = FeatureNetwork("means of quarters", Means())
+
+
+def settings(**pictures: object) -> AuditSettings:
+    chosen = PictureSettings(**pictures)  # pyright: ignore[reportArgumentType]
+    return AuditSettings(RELEARNING, bits=(), neighbours=0, pictures=chosen)
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    recipe = restoring.recipe(epochs=3)
+    holdout = restoring.pictures(12, seed=1)
+    return restoring.problem(recipe(restoring.pictures(), 0), holdout=holdout, recipe=recipe)
+
+
+@pytest.fixture(scope="module")
+def unlearned(problem: Problem) -> Unlearned:
+    return unlearn(problem, FineTune(stages=(Stage(1e-3, steps=2),)), execution=tiny.QUIET)
+
+
+@pytest.fixture(scope="module")
+def references(problem: Problem) -> References:
+    chosen = settings(grid="holdout", count=15)
+    return References.prepare(problem, 3, settings=chosen, execution=tiny.QUIET, network=NETWORK)
+
+
+@pytest.fixture(scope="module")
+def evidence(references: References, unlearned: Unlearned) -> Evidence:
+    return references.compare(unlearned)
+
+
+def test_every_set_is_measured_and_the_forgotten_kind_of_the_holdout_apart(evidence: Evidence):
+    assert tuple(found.on for found in evidence.restorations) == SETS
+    assert [found.unlearned.pictures for found in evidence.restorations] == [15, 15, 15, 12]
+    for found in evidence.restorations:
+        assert found.unlearned.feature_network == "means of quarters"
+        assert {"reconstruction_error", "structural_similarity", "frechet_distance"} <= set(found.beside)
+        assert all(len(beside.oracles) == 3 for beside in found.beside.values())
+
+
+def test_figures_are_those_of_the_restored_pictures(problem: Problem, unlearned: Unlearned):
+    found = References.prepare(problem, 2, settings=settings(), execution=tiny.QUIET, network=NETWORK)
+    forget = found.compare(unlearned).restorations[0]
+    run, task = Run(problem.task, 0, tiny.QUIET), restoring.MAE
+    images = torch.stack([problem.forget[place][0] for place in range(24)]) if problem.forget is not None else None
+    restored = torch.cat(over_batches(run, unlearned.model, cast(tuple, problem.forget), task.reconstructions))
+    hidden = torch.cat(over_batches(run, unlearned.model, cast(tuple, problem.forget), task.hidden))
+    assert forget.unlearned == measure_images(restored, cast(Tensor, images), hidden, network=NETWORK)
+
+
+def test_the_grid_holds_pictures_of_the_forgotten_kind_and_what_models_make_of_them(
+    references: References, evidence: Evidence, unlearned: Unlearned
+):
+    grid = cast(PictureGrid, evidence.grid)
+    columns = grid.tensors()
+    assert list(columns) == ["input", "original", "unlearned", "oracle", "truth"]
+    assert all(pictures.shape == (8, 1, 8, 8) for pictures in columns.values())
+    holdout = restoring.pictures(12, seed=1).tensors[0][:12]
+    nearest = (columns["truth"][:, None] - holdout[None]).flatten(2).abs().amax(2).amin(1)
+    assert float(nearest.max()) <= 0.5 / 255 + 1e-6
+    assert torch.equal(columns["input"][..., 4:], torch.full((8, 1, 8, 4), 128 / 255))
+    for name in ("original", "unlearned", "oracle"):
+        assert torch.equal(columns[name][..., :4], columns["truth"][..., :4])
+        assert not torch.equal(columns[name][..., 4:], columns["truth"][..., 4:])
+
+
+def test_pictures_are_kept_only_where_asked_for(problem: Problem, unlearned: Unlearned):
+    found = References.prepare(problem, 2, settings=settings(), execution=tiny.QUIET).compare(unlearned)
+    assert found.grid is None
+    assert found.restorations[0].unlearned.frechet_distance is None
+    assert "What the models restore" not in render(unlearned.record, found)
+
+
+def test_the_page_shows_figures_and_pictures(unlearned: Unlearned, evidence: Evidence):
+    page = render(unlearned.record, evidence)
+    assert "What is restored" in page
+    assert "means of quarters" in page
+    assert "<image" in page
+    assert "none of which was trained on" in page
+
+
+def test_restorations_survive_the_way_to_disk(evidence: Evidence, tmp_path: object):
+    evidence.save(str(tmp_path))
+    assert Evidence.load(str(tmp_path)) == evidence
+
+
+@pytest.mark.parametrize("damage", ["AAAA", "not base64!", ""])
+def test_damaged_pictures_are_refused(damage: str):
+    grid = PictureGrid.of("holdout", {"truth": torch.rand(2, 1, 4, 4)})
+    broken = grid.model_copy(update={"columns": {"truth": damage}})
+    with pytest.raises(SavedModelError, match="audit the run again"):
+        broken.tensors()
+
+
+def test_a_grid_larger_than_its_shape_is_not_unpacked():
+    huge = PictureGrid.of("holdout", {"truth": torch.zeros(64, 3, 64, 64)})
+    with pytest.raises(SavedModelError, match="shape"):
+        huge.model_copy(update={"shape": (1, 1, 2, 2)}).tensors()
+
+
+def test_too_few_pictures_are_refused_before_anything_is_trained(problem: Problem):
+    def never(*_: object) -> nn.Module:
+        raise AssertionError("an oracle was trained")
+
+    untrained = Problem(
+        problem.model, problem.task, problem.forget, problem.retain, problem.holdout, classes=(0,), recipe=never
+    )
+    with pytest.raises(DataError, match="needs more than 64"):
+        References.prepare(
+            untrained, 3, settings=settings(), execution=tiny.QUIET, network=FeatureNetwork("pixels", nn.Flatten())
+        )
+
+
+def test_a_grid_of_the_holdout_needs_one(problem: Problem):
+    bare = restoring.problem(problem.model)
+    with pytest.raises(MissingNeedError, match="holdout"):
+        References.prepare(bare, [nn.Linear(1, 1)] * 2, settings=settings(grid="holdout"), execution=tiny.QUIET)
+
+
+@pytest.mark.parametrize("wrong", [{"grid": "test"}, {"count": 0}, {"variant": "exact"}])
+def test_settings_out_of_range_are_refused(wrong: dict[str, object]):
+    with pytest.raises(SettingError):
+        settings(**wrong)
