@@ -181,8 +181,8 @@ class Student:
         return cls(run, task, model, forget, problem, adapter, batch_size)
 
     def finished(self) -> nn.Module:
-        """A plain model in evaluation mode, with the adapter merged into its weights."""
-        return (self.model if self.adapter is None else self.adapter.merged()).eval()
+        """A plain model in evaluation mode, with the adapter merged into its weights and nothing frozen."""
+        return (self.model if self.adapter is None else self.adapter.merged()).requires_grad_(True).eval()
 
     def drawn(self, most: int) -> Rows:
         """Retained examples as tokens, at most so many, drawn at random and numbered from 0."""
@@ -205,19 +205,21 @@ class Student:
         head = self.task.head_of(self.model)
         weight, bias = head.weight.detach(), cast("Tensor | None", head.bias)
 
-        def measure(model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor, Tensor]:
+        def features_of(model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor, bool]:
             seen, said = self.task.seen(model, batch)
-            return said.counts, seen[said.mask], said.logits[said.mask]
+            seen, logits = seen[said.mask], said.logits[said.mask]
+            rebuilt = F.linear(seen.to(weight.dtype), weight, bias).float()
+            agree = bool((rebuilt - logits).abs().max() <= _AGREE * (1 + logits.abs().max()))
+            return said.counts, seen, agree
 
-        _, seen, logits = self.over(rows[:1], measure)[0]
-        rebuilt = F.linear(seen, weight.cpu(), None if bias is None else bias.detach().cpu()).float()
-        plain = bool((rebuilt - logits).abs().max() <= _AGREE * (1 + logits.abs().max()))
+        def logits_of(model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor, bool]:
+            _, said = self.task.seen(model, batch)
+            return said.counts, said.logits[said.mask], False
 
-        def kept_of(model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor]:
-            counts, seen, logits = measure(model, batch)
-            return counts, seen if plain else logits
-
-        pieces = self.over(rows, kept_of)
+        pieces = self.over(rows, features_of)
+        plain = all(agree for *_, agree in pieces)  # a cap on logits shows only in batches that reach it
+        if not plain:
+            pieces = self.over(rows, logits_of)
         starts = F.pad(torch.cat([piece[0] for piece in pieces]).cumsum(0), (1, 0))
         kept = torch.cat([piece[1] for piece in pieces]).to(self.run.device)
         if not plain:
