@@ -30,6 +30,7 @@ from expunge.errors import (
 from expunge.networks import mlp
 from expunge.states import GradientLog, GradientRecorder, log_training, token_weights
 from expunge.states.gradient_store import RecordStore
+from expunge.storage import read_tensors, tensors_bytes
 from expunge.training import Run
 
 TASK = CausalLM()
@@ -419,6 +420,15 @@ def test_whoever_has_the_folder_cannot_confirm_a_deleted_example(folder: Path, b
     assert findings(data[5]) == findings(stranger)
     assert findings(data[5])[0] == 0
     assert findings(data[4]) == (1, "[4]")
+
+
+def test_a_log_that_remembers_deleted_examples_loses_them_at_the_next_deletion(folder: Path) -> None:
+    data = text()
+    log = GradientLog.create(folder, network(), TASK, data)
+    ledger = folder / "examples.safetensors"
+    ledger.write_bytes(tensors_bytes(log.examples.tensors() | {"removed": log.examples.digests[:1]}))
+    GradientLog.open(folder).delete([3])
+    assert read_tensors(ledger)[0].keys() == {"key", "digests"}
 
 
 def test_a_deletion_by_handle_is_not_in_place_until_compacted(folder: Path) -> None:
