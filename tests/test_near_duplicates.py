@@ -1,12 +1,13 @@
 """Near-duplicates are found, and nothing else passes for one."""
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 
 from expunge import split
-from expunge.errors import ForgetSetError, SettingError
+from expunge.errors import DataError, ForgetSetError, SettingError
 from expunge.near_duplicates import Fuzziness, near_duplicates
 
 METHODS = ("minhash", "edit")
@@ -84,6 +85,9 @@ def test_nothing_found_and_bad_requests() -> None:
     for forget in ([], [2], [-1]):
         with pytest.raises(ForgetSetError, match="positions"):
             near_duplicates(["a", "b"], forget)
+    rows: list[Any] = ["a", {"text": "b"}]
+    with pytest.raises(DataError, match=r"texts, not rows: entry 1 is a dict; pass one text for each row"):
+        near_duplicates(rows, [0])
     for settings, message in (
         ({"method": "tfidf"}, "method must be one of 'minhash', 'edit'"),
         ({"threshold": 1.5}, "threshold must be at most 1"),

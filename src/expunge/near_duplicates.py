@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.errors import ForgetSetError, SettingError
+from expunge.errors import DataError, ForgetSetError, SettingError
 from expunge.settings import require_one_of, require_positive, require_whole
 
 _CHUNK = 1024
@@ -83,6 +83,7 @@ def near_duplicates(texts: Sequence[str], forget: Iterable[int], fuzziness: Fuzz
 
     Raises:
         ForgetSetError: Nothing is to be forgotten, or a position is outside the corpus.
+        DataError: The corpus holds something else than texts.
         SettingError: The library of the method is not installed.
 
     Example:
@@ -97,6 +98,7 @@ def near_duplicates(texts: Sequence[str], forget: Iterable[int], fuzziness: Fuzz
         raise ForgetSetError("nothing is to be forgotten, so nothing is like it; give positions of texts")
     if asked[0] < 0 or asked[-1] >= len(texts):
         raise ForgetSetError(f"positions of the forget set must lie in the corpus (0 to {len(texts) - 1})")
+    _require_texts(texts)
     others = sorted(set(range(len(texts))) - set(asked))
     compare = _by_minhash if settings.method == "minhash" else _by_edits
     likeness, nearest = compare(texts, asked, others, settings)
@@ -105,6 +107,15 @@ def near_duplicates(texts: Sequence[str], forget: Iterable[int], fuzziness: Fuzz
     return NearDuplicates(
         np.asarray(others, np.int64)[order], likeness[order], np.asarray(asked, np.int64)[nearest[order]]
     )
+
+
+def _require_texts(texts: Sequence[Any]) -> None:
+    wrong = next((place for place, each in enumerate(texts) if not isinstance(each, str)), None)
+    if wrong is not None:
+        raise DataError(
+            f"near-duplicates are found among texts, not rows: entry {wrong} is a {type(texts[wrong]).__name__}; pass "
+            "one text for each row, such as [row['text'] for row in rows]"
+        )
 
 
 Found = tuple[NDArray[np.float64], NDArray[np.int64]]

@@ -151,6 +151,16 @@ def test_extraction_likelihood_is_a_mean_over_places(run: Run, model: Any) -> No
     assert np.isnan(extraction_likelihood(run, model, facts[:1], words=10)).all()
 
 
+def test_extraction_likelihood_needs_as_many_labelled_tokens_as_a_run_has(run: Run, model: Any) -> None:
+    facts = words.facts()[:1]
+    labelled = int((words.TASK.tokenized(facts).dataset[0]["labels"] != -100).sum())
+    assert 0 <= extraction_likelihood(run, model, facts, words=labelled)[0] <= 1
+    assert np.isnan(extraction_likelihood(run, model, facts, words=labelled + 1)).all()
+    whole = [{"input_ids": list(range(3, 8))}]  # no prompt: the first token is given
+    assert 0 <= extraction_likelihood(run, model, whole, words=4)[0] <= 1
+    assert np.isnan(extraction_likelihood(run, model, whole, words=5)).all()
+
+
 WRONG, RIGHT = [[1.0, 3.0], [0.5, 0.5]], [2.0, 1.0]
 
 

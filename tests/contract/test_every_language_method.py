@@ -73,6 +73,7 @@ def test_forgets_and_leaves_the_original_as_it_was(method: Method, problem: Prob
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert json.dumps(problem.model.config.to_dict(), default=str) == settings
     assert all(parameter.grad is None and parameter.requires_grad for parameter in problem.model.parameters())
+    assert all(parameter.requires_grad for parameter in result.model.parameters()), "none stays frozen"
     assert type(result.model) is type(problem.model)
     assert not any(module.training for module in result.model.modules())
     assert list(result.model.state_dict()) == list(before)

@@ -14,6 +14,7 @@ import words
 from expunge import Run, unlearn
 from expunge.methods import NPO, RMU, UNDIAL, GradDiff, IdkDPO, Method, SimNPO, TaskNegation
 from expunge.methods._labelled import labelled
+from expunge.methods._language import Student
 from expunge.methods.idk_dpo import dpo_loss
 from expunge.methods.npo import npo_loss
 from expunge.methods.sim_npo import sim_npo_loss
@@ -75,6 +76,9 @@ def test_losses_equal_their_formulas() -> None:
     for p, ref, loss in zip(log_p, log_ref, npo_loss(log_p, log_ref, 0.3), strict=True):
         sigmoid = 1 / (1 + math.exp(-(-0.3 * (p - ref))))
         assert math.isclose(loss, -2 / 0.3 * math.log(sigmoid), rel_tol=1e-5)
+    beta, gamma, mean = 2.5, 1.0, torch.tensor([0.2, 3.0])
+    as_printed = -2 / beta * torch.nn.functional.logsigmoid(beta * mean - gamma)  # Fan et al. 2024
+    assert torch.allclose(sim_npo_loss(mean, beta, gamma / beta), as_printed)
     for mean, loss in zip((0.2, 3.0), sim_npo_loss(torch.tensor([0.2, 3.0]), 2.5, 0.4), strict=True):
         assert math.isclose(loss, -2 / 2.5 * math.log(1 / (1 + math.exp(-(2.5 * (mean - 0.4))))), rel_tol=1e-5)
     sigmoid = 1 / (1 + math.exp(-0.1 * (1.5 - -4.0)))
@@ -136,6 +140,34 @@ def test_predictions_at_labelled_tokens_are_those_of_the_whole_batch(problem: Pr
     torch.testing.assert_close(said.mean(said.losses), losses)
     torch.testing.assert_close(shown.seen, seen[whole.mask])
     assert len(shown.logits) == 0
+
+
+class _Capped(GPT2LMHeadModel):
+    """A model that bounds its logits, as Gemma does; some texts never reach the bound."""
+
+    most = math.inf
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        said = super().forward(*arguments, **named)
+        return said.__class__(**{**said, "logits": said.logits.clamp(max=self.most)})
+
+
+def test_the_divergence_holds_where_only_later_examples_reach_a_bound_of_the_logits(problem: Problem) -> None:
+    model = _Capped(problem.model.config)
+    model.load_state_dict(problem.model.state_dict())
+    model.transformer.wte.weight.data[words.WORDS.index("lima")] *= 3  # its logit is large where it is the answer
+    rows = sorted(rows_of(problem.retain), key=lambda row: _largest_logit(model, row))
+    model.most = (_largest_logit(model, rows[0]) + _largest_logit(model, rows[-1])) / 2
+    rows = [row | {"number": number} for number, row in enumerate(rows)]
+    student = Student.prepare(
+        dataclasses.replace(problem, model=model), Run(words.TASK, 0, tiny.QUIET), lora=None, batch_size=2
+    )
+    same = student.divergence_from_original(rows)(student.model, words.TASK.collate(rows))
+    assert torch.allclose(same, torch.zeros_like(same), atol=1e-5), "a model does not diverge from itself"
+
+
+def _largest_logit(model: Any, row: dict[str, Tensor]) -> float:
+    return model(input_ids=row["input_ids"][None]).logits[0, :-1][row["labels"][1:] != -100].max().item()
 
 
 def test_undial_leaves_prompts_and_padding_alone(problem: Problem) -> None:

@@ -19,8 +19,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from expunge import CausalLM, Classification, Execution, Optimizer, Supervised, load_state, save_state
 from expunge.errors import (
-    AlreadyForgottenError,
     DataError,
+    ForgetSetError,
     ModelError,
     OutputError,
     SettingError,
@@ -30,6 +30,7 @@ from expunge.errors import (
 from expunge.networks import mlp
 from expunge.states import GradientLog, GradientRecorder, log_training, token_weights
 from expunge.states.gradient_store import RecordStore
+from expunge.storage import read_tensors, tensors_bytes
 from expunge.training import Run
 
 TASK = CausalLM()
@@ -247,6 +248,53 @@ def test_updates_of_all_examples_add_up_to_what_the_optimiser_did(folder: Path, 
         assert torch.allclose(each.detach() + undone[parameter], before[parameter], atol=2e-6, rtol=1e-4), parameter
 
 
+class _PartlyUnused(nn.Module):
+    """One of its smallest layers takes no part, the other has gradients of exactly 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.top = nn.Linear(6, 8), nn.Linear(8, 2)
+        self.unused, self.silent = nn.Linear(1, 1), nn.Linear(1, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.top(self.body(inputs).relu()) + 0 * self.silent(inputs[:, :1])
+
+
+@pytest.mark.parametrize("set_to_none", [True, False], ids=["none", "zeros"])
+def test_clipping_is_measured_where_some_parameters_have_no_gradient(folder: Path, set_to_none: bool) -> None:
+    torch.manual_seed(0)
+    model, task = _PartlyUnused(), Classification(2)
+    data = [(100 * torch.randn(6), place % 2) for place in range(8)]
+    for each in model.parameters():
+        each.grad = None if set_to_none else torch.zeros_like(each)
+    before = {name: each.detach().clone() for name, each in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    log = GradientLog.create(folder, model, task, data, layers=("body.*", "top.*", "silent.*"))
+    with GradientRecorder(log, model, optimizer) as recorder:
+        for ids in torch.arange(8).split(4):
+            with recorder.examples(ids):
+                task.losses(model, task.collate([data[place] for place in ids.tolist()])).mean().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=set_to_none)
+    entries = [entry for example in range(8) for entry in recorder.log.entries(example)]
+    undone = whole(recorder.log.updates(entries, recorder.log.slots))
+    for name in ("body.weight", "top.weight"):
+        assert torch.allclose(model.get_parameter(name).detach() + undone[name], before[name], atol=1e-6), name
+
+
+def test_gradients_from_elsewhere_are_refused_as_their_clipping_is_unknown(folder: Path) -> None:
+    model, task = nn.Linear(3, 2), Classification(2)
+    data = [(torch.ones(3), 0)]
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with GradientRecorder(GradientLog.create(folder, model, task, data), model, optimizer):
+        optimizer.step()  # no gradient at all: nothing to measure
+        for each in model.parameters():
+            each.grad = torch.ones_like(each)
+        with pytest.raises(ModelError, match="are not the gradients of a backward pass"):
+            optimizer.step()
+
+
 def test_momentum_counts_as_what_it_adds_up_to(folder: Path) -> None:
     torch.manual_seed(0)
     model, task = nn.Linear(3, 2), Classification(2)
@@ -342,10 +390,45 @@ def test_deletion_removes_entries_and_gives_the_room_back(folder: Path, updates:
         with pytest.raises(StateError, match="has no entry of example 5"):
             opened.entries(5)
         with pytest.raises(
-            AlreadyForgottenError, match="1 of the 2 examples were deleted from the gradient log before"
+            UnknownRowError, match=r"1 of the 2 examples are not among the 10 .* leave out what was deleted"
         ):
             opened.ids(TASK, [data[4], data[5]])
         assert opened.ids(TASK, [data[7], data[0]]) == [7, 0]
+
+
+@pytest.mark.parametrize("by_handle", [True, False])
+def test_whoever_has_the_folder_cannot_confirm_a_deleted_example(folder: Path, by_handle: bool) -> None:
+    model, data = network(), text()
+    log, _ = train(GradientLog.create(folder, model, TASK, data), model, data)
+    stranger = text(1, seed=9)[0]
+
+    def findings(guess: dict[str, Any]) -> tuple[int, str]:
+        """In how many files a guess's digest under the log's own key lies, and what the log says of it."""
+        opened = GradientLog.open(folder)
+        digest = opened.examples.digest(TASK, [guess]).numpy().tobytes()
+        files = sum(digest in path.read_bytes() for path in folder.iterdir())
+        try:
+            return files, str(opened.ids(TASK, [guess]))
+        except ForgetSetError as error:
+            return files, f"{type(error).__name__}: {error}"
+
+    assert findings(data[5]) == (1, "[5]"), "the attack works on an example that is in the log"
+    if by_handle:
+        log.without([5]).compact()
+    else:
+        log.delete([5])
+    assert findings(data[5]) == findings(stranger)
+    assert findings(data[5])[0] == 0
+    assert findings(data[4]) == (1, "[4]")
+
+
+def test_a_log_that_remembers_deleted_examples_loses_them_at_the_next_deletion(folder: Path) -> None:
+    data = text()
+    log = GradientLog.create(folder, network(), TASK, data)
+    ledger = folder / "examples.safetensors"
+    ledger.write_bytes(tensors_bytes(log.examples.tensors() | {"removed": log.examples.digests[:1]}))
+    GradientLog.open(folder).delete([3])
+    assert read_tensors(ledger)[0].keys() == {"key", "digests"}
 
 
 def test_a_deletion_by_handle_is_not_in_place_until_compacted(folder: Path) -> None:
@@ -357,7 +440,7 @@ def test_a_deletion_by_handle_is_not_in_place_until_compacted(folder: Path) -> N
     assert log.entries(2)
     with pytest.raises(StateError, match="no entry of example 2"):
         after.entries(2)
-    with pytest.raises(AlreadyForgottenError):
+    with pytest.raises(UnknownRowError):
         after.ids(TASK, [data[2]])
     save_state(after, folder.with_name("saved"))
     loaded = load_state(folder.with_name("saved"))

@@ -83,8 +83,8 @@ def extraction_likelihood(
 
     The mean over places t of the share of such runs in the model's own continuation of the first t tokens that occur
     in the true continuation. With 10 it is EL10 of Jang et al. 2023 (arXiv 2210.01504). It takes a
-    continuation for every token; a larger `stride` takes every so manieth place. NaN where an example has `words`
-    tokens or fewer.
+    continuation for every token; a larger `stride` takes every so manieth place. NaN where an example has
+    fewer labelled tokens than `words`; where all of its tokens are labelled, the first is given and does not count.
 
     Args:
         run: Whose task is a `CausalLM`.

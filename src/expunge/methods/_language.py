@@ -187,8 +187,8 @@ class Student:
         return cls(run, task, model, forget, problem, adapter, batch_size)
 
     def finished(self) -> nn.Module:
-        """A plain model in evaluation mode, with the adapter merged into its weights."""
-        return (self.model if self.adapter is None else self.adapter.merged()).eval()
+        """A plain model in evaluation mode, with the adapter merged into its weights and nothing frozen."""
+        return (self.model if self.adapter is None else self.adapter.merged()).requires_grad_(True).eval()
 
     def drawn(self, most: int) -> Rows:
         """Retained examples as tokens, at most so many, drawn at random and numbered from 0."""
@@ -206,15 +206,21 @@ class Student:
         """What the original predicts at the labelled tokens of these examples."""
         head = self.task.head_of(self.model)
         weight, bias = head.weight.detach(), cast("Tensor | None", head.bias)
-        (first,) = self.over(rows[:1], lambda model, batch: vars(labelled(self.task, model, batch)))
-        rebuilt = F.linear(first["seen"], weight.cpu(), None if bias is None else bias.detach().cpu()).float()
-        plain = bool((rebuilt - first["logits"]).abs().max() <= _AGREE * (1 + first["logits"].abs().max()))
 
-        def kept_of(model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor]:
-            said = labelled(self.task, model, batch, logits=not plain)
-            return said.counts, said.seen if plain else said.logits
+        def features_of(model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor, bool]:
+            said = labelled(self.task, model, batch)
+            rebuilt = F.linear(said.seen.to(weight.dtype), weight, bias).float()
+            agree = bool((rebuilt - said.logits).abs().max() <= _AGREE * (1 + said.logits.abs().max()))
+            return said.counts, said.seen, agree
 
-        pieces = self.over(rows, kept_of)
+        def logits_of(model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor, bool]:
+            said = labelled(self.task, model, batch)
+            return said.counts, said.logits, False
+
+        pieces = self.over(rows, features_of)
+        plain = all(agree for *_, agree in pieces)  # a cap on logits shows only in batches that reach it
+        if not plain:
+            pieces = self.over(rows, logits_of)
         starts = F.pad(torch.cat([piece[0] for piece in pieces]).cumsum(0), (1, 0))
         kept = torch.cat([piece[1] for piece in pieces]).to(self.run.device)
         if not plain:

@@ -18,8 +18,8 @@ from expunge.training import Objective
 class NPO(WithRetainLoss):
     """Minimise (2 / beta) · log(1 + (p / p_original)^beta) of whole forget answers, besides the retain term.
 
-    Bounded below, unlike ascent, and equal to it as beta goes to 0. p is the probability of all labelled tokens of an
-    example together.
+    Bounded below, unlike ascent. As beta goes to 0 its gradient becomes that of ascent, while the loss itself grows
+    without bound, as (2 / beta) · log 2. p is the probability of all labelled tokens of an example together.
 
     Args:
         beta: .1 (Zhang et al. 2024, code).

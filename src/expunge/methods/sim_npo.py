@@ -23,7 +23,8 @@ class SimNPO(WithRetainLoss):
     Args:
         forget_weight: .125 (Fan et al. 2024, code, TOFU forget10).
         beta: 4.5 (ibid.).
-        margin: Mean NLL in nats below which an answer counts as known. Default 0 (ibid., their gamma).
+        margin: Mean NLL in nats below which an answer counts as known. Default 0 (ibid.). It is the `delta` of
+            OpenUnlearning's code; the paper's gamma stands outside of beta and is beta · margin.
     """
 
     paper: ClassVar = "Fan et al. 2024 (arXiv 2410.07163)"

@@ -90,7 +90,8 @@ class GradientLog:
         try:
             manifest = Manifest.model_validate_json((folder / _MANIFEST).read_bytes())
             settings = log_settings(manifest.settings)
-            ledger = ExampleLedger(**read_tensors(folder / _LEDGER)[0])
+            tensors = read_tensors(folder / _LEDGER)[0]
+            ledger = ExampleLedger(tensors["key"], tensors["digests"])
         except (OSError, ValidationError, KeyError, TypeError) as error:
             raise StateError(
                 f"{folder} holds no gradient log that can be read ({error}); pass the folder of one"
@@ -143,8 +144,7 @@ class GradientLog:
         """The ids of these examples.
 
         Raises:
-            UnknownRowError: The log is of a training set without one of them.
-            AlreadyForgottenError: One was deleted before.
+            UnknownRowError: The log is of a training set without one of them, or one was deleted before.
         """
         return self._visible().ids(task, dataset)
 
@@ -209,8 +209,9 @@ class GradientLog:
     def delete(self, ids: Iterable[int]) -> Self:
         """Take examples out of the files: their entries, and what of their steps no other example needs.
 
-        The files are written anew without them and the old ones removed. What remains of a deleted example are rates of
-        steps that it shared with others, which depend on it no more than the optimiser's state does.
+        The files are written anew without them and the old ones removed. What remains of a deleted example is that
+        there was one at its position, and rates of steps that it shared with others, which depend on it no more than
+        the optimiser's state does. Its digest goes too, so a second request for it is an UnknownRowError.
 
         Returns:
             The log without them. Other handles on the same folder must be opened again.
@@ -240,7 +241,7 @@ class GradientLog:
         Where entries lie does not count, nor do those that are hidden, so a log is the same before and after `compact`.
         """
         state = hashlib.sha256(json_bytes(self._manifest().model_dump(mode="json")))
-        for name, tensor in sorted(self._visible().in_any_order().items()):
+        for name, tensor in sorted(self._visible().tensors().items()):
             update_digest(state, name.encode())
             update_digest(state, tensor)
         kept = self._spoken_of(self.hidden)

@@ -16,8 +16,8 @@ class UpdateRates:
 
     Adam and AdamW move a weight by η g / (√v̂ + ε) where g came in this step; what of it arrives through the momentum
     over later steps adds up to the same factor and is counted here at once. SGD with momentum μ likewise: η / (1 - μ).
-    A clipped norm is part of the factor. It is measured, as the change of one small parameter's gradient between the
-    backward pass and the step; clipping by value is not.
+    A clipped norm is part of the factor. It is measured, as the change between the backward pass and the step of that
+    slot's gradient which is largest; clipping by value is not.
 
     Args:
         model: What is trained.
@@ -47,14 +47,15 @@ class UpdateRates:
             )
         if any(group.get("maximize") for group in optimizer.param_groups):
             raise SettingError("the optimiser maximises; a gradient log is of training that minimises")
-        self._watched = min((each for each in self.groups if each.requires_grad), key=lambda each: each.numel())
-        self._before = torch.ones(())
+        parameters = {slot.of(model): None for slot in slots}
+        self._watched = [parameter for parameter in parameters if parameter.requires_grad]
+        self._before: dict[Tensor, Tensor] = {}
         self.clipped = 1.0
 
     def hooks(self) -> list[RemovableHandle]:
         """Hang in what measures clipping."""
         return [
-            self._watched.register_post_accumulate_grad_hook(self._note),
+            *(each.register_post_accumulate_grad_hook(self._note) for each in self._watched),
             self.optimizer.register_step_pre_hook(lambda *_: self._compare()),
         ]
 
@@ -75,11 +76,25 @@ class UpdateRates:
 
     def _note(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
-            self._before = parameter.grad.norm()
+            self._before[parameter] = parameter.grad.norm()
 
     def _compare(self) -> None:
-        if self._watched.grad is None or not float(self._before):
-            self.clipped = 1.0
+        """Measure clipping; where no logged gradient differs from 0, nothing is made of it and the factor is no matter.
+
+        Raises:
+            ModelError: A logged parameter has a gradient that no backward pass gave it.
+        """
+        before = {each: float(norm) for each, norm in self._before.items() if each.grad is not None}
+        self._before.clear()
+        largest = max(before, key=lambda each: before[each], default=None)
+        if largest is not None and largest.grad is not None and before[largest]:
+            ratio = float(largest.grad.norm()) / before[largest]
+            self.clipped = 1.0 if abs(ratio - 1) < 1e-6 else ratio
             return
-        ratio = float(self._watched.grad.norm() / self._before)
-        self.clipped = 1.0 if abs(ratio - 1) < 1e-6 else ratio
+        self.clipped = 1.0
+        if any(each.grad is not None and bool(each.grad.any()) for each in self._watched):
+            raise ModelError(
+                "what the optimiser is about to use are not the gradients of a backward pass, so by how much they were "
+                "clipped cannot be measured; train by `loss.backward()`, or record the raw gradients alone "
+                "(updates=False)"
+            )

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from expunge.data import Example, MapDataset, View
-from expunge.errors import AlreadyForgottenError, DataError, StateError, UnknownRowError
+from expunge.errors import DataError, StateError, UnknownRowError
 from expunge.storage import update_digest
 from expunge.tasks import Task
 
@@ -24,21 +24,22 @@ _DELETED = 0
 class ExampleLedger:
     """Keyed 64-bit digests of the examples that a log is of, in the order of their ids.
 
+    The key lies beside them, so whoever has the ledger can test whether an example is in it. Nothing is therefore kept
+    by which a deleted one could be told from one that was never there.
+
     Attributes:
         key: (32,) uint8, drawn anew for each log.
         digests: (examples,) int64; 0 where an example was deleted.
-        removed: (removed,) int64, digests of the examples that were deleted.
     """
 
     key: Tensor
     digests: Tensor
-    removed: Tensor
 
     @classmethod
     def of(cls, task: Task, dataset: MapDataset) -> "ExampleLedger":
         """The ledger of a training set: an example's id is its position."""
         key = torch.tensor(list(secrets.token_bytes(32)), dtype=torch.uint8)
-        ledger = cls(key, torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
+        ledger = cls(key, torch.empty(0, dtype=torch.int64))
         return replace(ledger, digests=ledger.digest(task, dataset))
 
     def digest(self, task: Task, dataset: MapDataset) -> Tensor:
@@ -57,32 +58,25 @@ class ExampleLedger:
         """The ids of these examples; one that occurs several times in training has each of its ids given once.
 
         Raises:
-            AlreadyForgottenError: An example was deleted from the log before.
-            UnknownRowError: An example is not among those that the log is of.
+            UnknownRowError: An example is not among those that the log is of, or was deleted from it before.
         """
         wanted = self.digest(task, dataset)
         places: dict[int, list[int]] = {}
         for number in reversed(torch.isin(self.digests, wanted).nonzero().flatten().tolist()):
             places.setdefault(int(self.digests[number]), []).append(number)
         found: list[int] = []
-        before = unknown = 0
-        removed = set(self.removed.tolist())
+        unknown = 0
         for each in wanted.tolist():
             if places.get(each):
                 found.append(places[each].pop())
-            elif each in removed:
-                before += 1
             else:
                 unknown += 1
         if unknown:
             raise UnknownRowError(
-                f"{unknown} of the {len(dataset)} examples are not among the {len(self.digests)} that the gradient "
-                "log is of, or occur more often than there; pass them as they were trained on, with the same "
-                "tokenizer and settings of the task"
-            )
-        if before:
-            raise AlreadyForgottenError(
-                f"{before} of the {len(dataset)} examples were deleted from the gradient log before; leave them out"
+                f"{unknown} of the {len(dataset)} examples are not among the {int((self.digests != _DELETED).sum())} "
+                "that the gradient log is of, or occur more often than there; leave out what was deleted before, which "
+                "the log does not remember, and pass the others as they were trained on, with the same tokenizer and "
+                "settings of the task"
             )
         return found
 
@@ -97,18 +91,13 @@ class ExampleLedger:
 
     def without(self, ids: list[int]) -> "ExampleLedger":
         """The ledger after these examples were deleted; some may have been before."""
-        chosen = torch.tensor([each for each in ids if self.digests[each] != _DELETED], dtype=torch.int64)
         digests = self.digests.clone()
-        digests[chosen] = _DELETED
-        return replace(self, digests=digests, removed=torch.cat([self.removed, self.digests[chosen]]))
-
-    def in_any_order(self) -> dict[str, Tensor]:
-        """What it says, whatever the order in which examples were deleted."""
-        return self.tensors() | {"removed": torch.tensor(sorted(self.removed.tolist()), dtype=torch.int64)}
+        digests[torch.tensor(ids, dtype=torch.int64)] = _DELETED
+        return replace(self, digests=digests)
 
     def tensors(self) -> dict[str, Tensor]:
         """What is to be saved."""
-        return {"key": self.key, "digests": self.digests, "removed": self.removed}
+        return {"key": self.key, "digests": self.digests}
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,8 @@ class RecordStore:
         length, checksum = 0, xxhash.xxh3_64()
         with output_errors(self.folder):
             for part in parts:
+                if not memoryview(part).nbytes:  # nothing to write, and no view of it can be cast
+                    continue
                 view = memoryview(part).cast("B")
                 checksum.update(view)
                 length += len(view)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, cast
 
 import torch
@@ -172,13 +173,26 @@ def _already(fields: Mapping[str, Any]) -> Tokens:
     if len(labels) != len(input_ids):
         raise DataError(f"an example has {len(input_ids)} input_ids and {len(labels)} labels; give one label a token")
     if fields.get("prompt_length") is not None:
-        labels[: int(fields["prompt_length"])] = IGNORED
+        labels[: _length_of_prompt(fields["prompt_length"])] = IGNORED
     if fields.get("attention_mask") is not None:
         kept = _whole_numbers(fields["attention_mask"], "attention_mask").bool()
         if len(kept) != len(input_ids):
             raise DataError(f"an example has {len(input_ids)} input_ids and an attention_mask of {len(kept)}")
         input_ids, labels = input_ids[kept], labels[kept]
     return Tokens(input_ids, labels)
+
+
+def _length_of_prompt(value: Any) -> int:
+    try:
+        length = index(value)
+    except TypeError as error:
+        raise DataError(
+            f"prompt_length of an example is a {type(value).__name__}; give the number of its first tokens that carry "
+            "no loss"
+        ) from error
+    if length < 0:
+        raise DataError(f"prompt_length of an example is {length}; it is a number of tokens, 0 or more")
+    return length
 
 
 def _whole_numbers(values: Any, name: str) -> Tensor:
