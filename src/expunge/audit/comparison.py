@@ -248,7 +248,7 @@ class Comparison:
         ]
         forget = len(self.original.sets[FORGET].groups)
         fewer = [
-            f"{len(values):,} of {forget:,} forget examples are measured with a {kind}; the others have none, or are "
+            f"{len(values):,} of {forget:,} forget examples are measured on the {kind}; the others have none, or are "
             "too long for the model with it"
             for kind, values in self.original.reworded.items()
             if len(values) < forget
