@@ -33,7 +33,7 @@ def portrait(random: np.random.Generator) -> Portrait:
         return Observation({"accuracy": hits}, groups, signals, scores, None)
 
     sets = {name: seen() for name in (FORGET, "retain", "holdout")}
-    return Portrait(sets, torch.randn(EXAMPLES, 10), {}, {}, {}, None)
+    return Portrait(sets, torch.randn(EXAMPLES, 10), {}, {}, {}, {}, None)
 
 
 def seconds() -> dict[str, float]:

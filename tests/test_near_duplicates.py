@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from expunge import split
+from expunge.corpora import join_near_duplicates
 from expunge.errors import DataError, ForgetSetError, SettingError
 from expunge.near_duplicates import Fuzziness, near_duplicates
 
@@ -68,12 +69,30 @@ def test_templates_make_different_facts_look_alike() -> None:
     assert found.precision([1]) < 0.1
 
 
-def test_found_ones_join_the_forget_set() -> None:
-    pytest.importorskip("rapidfuzz")
+@pytest.mark.parametrize("method", METHODS)
+def test_found_ones_join_the_forget_set(method: str) -> None:
+    pytest.importorskip("datasketch" if method == "minhash" else "rapidfuzz")
     texts, forget, copies = corpus()
-    found = near_duplicates(texts, forget, Fuzziness("edit"))
-    parts = split([{"text": each} for each in texts], indices=[*forget, *found.positions])
-    assert parts.indices.tolist() == sorted([*forget, *copies])
+    wanted = sorted([*forget, *copies])
+    pairs = [tuple(each.rsplit(" ", 1)) for each in texts]
+    rows = [{"person": "one and the same " * 9, "question": one, "answer": two, "number": 1} for one, two in pairs]
+    for dataset in (texts, pairs, [{"text": each} for each in texts], rows):
+        joined = join_near_duplicates(dataset, forget, Fuzziness(method))
+        assert joined.indices.tolist() == wanted
+        assert len(joined.found) == len(copies)
+        assert split(dataset, indices=joined.indices).indices.tolist() == wanted
+
+
+def test_whose_a_text_is_does_not_make_it_alike() -> None:
+    pytest.importorskip("rapidfuzz")
+    rows = [{"text": each, "owner": "Ada Lovelace of London " * 5} for each in ("bees dance", "it rains", "so be it")]
+    assert join_near_duplicates(rows, [0], Fuzziness("edit")).indices.tolist() == [0]
+    with pytest.raises(ForgetSetError, match=r"all 2 other examples are near-duplicates .*; raise the threshold"):
+        join_near_duplicates(rows, [0], Fuzziness("edit"), fields=["owner"])
+    with pytest.raises(DataError, match="3 of 3 examples hold no text to compare"):
+        join_near_duplicates([{"input_ids": [1, 2]}] * 3, [0], Fuzziness("edit"))
+    with pytest.raises(ForgetSetError):
+        join_near_duplicates(rows, [3], Fuzziness("edit"))
 
 
 def test_nothing_found_and_bad_requests() -> None:

@@ -74,6 +74,8 @@ class Problem:
         recipe: How such a model is trained, for retraining and for oracles.
         surrogate: Data that stand in for a training set that can no longer be read; none of it was trained on.
         state: What `expunge.record` kept of training, for deletion without the training set.
+        near_duplicates: How many of the forget set joined it because they say nearly the same as what was asked for,
+            where such were looked for; for the record.
 
     Raises:
         ForgetSetError: Nothing is to be forgotten, nothing would remain, forget and retain or surrogate share
@@ -91,6 +93,7 @@ class Problem:
     recipe: Recipe | None = None
     surrogate: MapDataset | None = None
     state: DeletionState | None = None
+    near_duplicates: int | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without reading an input."""
@@ -98,6 +101,8 @@ class Problem:
             raise ForgetSetError("nothing is to be forgotten: pass a `forget` dataset, `classes`, or both")
         if self.forget is not None and len(self.forget) == 0:
             raise ForgetSetError("the forget set is empty; check the indices, the column value or the class asked for")
+        if self.near_duplicates is not None:
+            self._check_near_duplicates(self.near_duplicates)
         if self.retain is not None and len(self.retain) == 0:
             raise ForgetSetError("the retain set is empty: forgetting everything means discarding the model")
         if self.surrogate is not None and len(self.surrogate) == 0:
@@ -128,6 +133,13 @@ class Problem:
         """The datasets that are there, by name."""
         named = {"forget": self.forget, "retain": self.retain, "holdout": self.holdout, "surrogate": self.surrogate}
         return {name: dataset for name, dataset in named.items() if dataset is not None}
+
+    def _check_near_duplicates(self, joined: int) -> None:
+        most = 0 if self.forget is None else len(self.forget) - 1
+        if not 0 <= joined <= most:
+            raise ForgetSetError(
+                f"near_duplicates is {joined}; of this forget set 0 to {most} can have joined what was asked for"
+            )
 
     def _compare_classes(self, name: str, labels: Tensor | None) -> None:
         if labels is None or not self.classes:

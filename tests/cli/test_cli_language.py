@@ -124,6 +124,40 @@ def test_ways_to_name_what_is_to_be_forgotten(
     assert len(problem.retain) == len(rows) - len(expected)
 
 
+def test_near_duplicates_are_forgotten_too_and_counted(texts: JobFolder) -> None:
+    pytest.importorskip("rapidfuzz")
+    rows = words.facts()
+    copies = [row | {"person": "somebody", "answer": row["answer"] + " ."} for row in rows if row["person"] == "bob"]
+    write_lines(texts.folder / "train.jsonl", [*rows, *copies])
+    texts.job["forget"] = {
+        "column": "person",
+        "values": ["bob"],
+        "near_duplicates": {"method": "edit", "threshold": 0.93},
+    }
+    result = texts.run()
+    assert result.exit_code == 0, result.output
+    assert "4 of 26 training examples are to be forgotten, 22 to be kept" in result.stderr
+    assert "2 of those to be forgotten are near-duplicates of the 2 asked for" in result.stderr
+    assert "somebody" not in result.output
+    record = texts.record()
+    assert (record["near_duplicates"], record["data"]["forget"]["examples"]) == (2, 4)
+    assert "bob" not in json.dumps(record)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"threshhold": 0.8}, "forget.near_duplicates.threshhold: unknown key; did you mean 'threshold'?"),
+        ({"method": "edit", "threshold": 1.5}, "forget.near_duplicates: threshold must be at most 1"),
+        ({"method": "edit", "threshold": 0.01}, "forget.near_duplicates: all 22 other examples are near-duplicates"),
+    ],
+)
+def test_near_duplicates_that_cannot_be_looked_for(texts: JobFolder, chosen: dict[str, Any], message: str) -> None:
+    pytest.importorskip("rapidfuzz")
+    texts.job["forget"] |= {"near_duplicates": chosen}
+    assert message in last_line(texts)
+
+
 def test_what_was_looked_for_is_not_told(texts: JobFolder) -> None:
     texts.job["forget"] = {"text": "Zacharias"}
     complaint = last_line(texts)

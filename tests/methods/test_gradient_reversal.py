@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import random
 import re
 import warnings
 from collections.abc import Iterator
@@ -16,9 +17,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import expunge
 import tiny
+import words
 from expunge import CausalLM, GradientReversal, Problem, Record, Unlearned, load_state, unlearn
+from expunge.corpora import join_near_duplicates
 from expunge.errors import MissingNeedError, SavedModelError, SettingError, StateError, UnknownRowError
 from expunge.methods._search import reach
+from expunge.near_duplicates import Fuzziness
 from expunge.states import GradientLog, GradientRecorder
 from expunge.storage import digest_model
 from expunge.training import PhaseRecord, Run, over_batches
@@ -261,6 +265,40 @@ def test_a_copy_that_is_not_in_the_forget_set_is_found_by_its_influence(tmp_path
     assert result.record.phases[1].measured["reversed_examples"] == len(gone)
 
 
+def test_a_copy_in_like_words_joins_before_and_one_in_other_words_by_its_influence(tmp_path: Path) -> None:
+    """What text tells goes with the first reversal, what only gradients tell with a later one."""
+    pytest.importorskip("rapidfuzz")
+    draw, vocabulary = random.Random(0), words.NAMES + words.TOWNS + words.JOBS
+    texts = [" ".join(draw.choices(vocabulary, k=10)) for _ in range(30)]
+    first = texts[0].split()
+    # the model cannot tell words apart that its vocabulary lacks, edit distance can
+    texts[0] = " ".join(["somewhat", *first[1:]])
+    alike, other = " ".join(["somewhat", *first[1:-1], "not"]), " ".join(["entirelydifferent" * 5, *first[1:]])
+    training = [*texts[:20], alike, other]
+    torch.manual_seed(0)
+    model, task = words.gpt2(n_layer=1).train(), words.TASK
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    log = GradientLog.create(tmp_path / "log", model, task, training)
+    with GradientRecorder(log, model, optimizer) as recorder:
+        for _ in range(20):
+            with recorder.examples(range(len(training))):
+                task.losses(model, task.collate(training)).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    joined = join_near_duplicates(training, [0], Fuzziness("edit", threshold=0.8))
+    assert joined.indices.tolist() == [0, 20]
+    parts = expunge.split(training, indices=joined.indices)
+    problem = Problem(model.eval(), task, parts.forget, parts.retain, texts[20:], state=recorder.log, near_duplicates=1)
+    with may_warn():
+        result = unlearn(problem, GradientReversal(rounds=3, overshoot=0.0, repair_steps=3), execution=tiny.QUIET)
+    assert isinstance(result.state, GradientLog)
+    gone = set(range(len(training))) - set(result.state.ids_left())
+    assert {0, 20, 21} <= gone
+    assert len(gone) <= 6
+    assert result.record.near_duplicates == 1
+    assert [phase.measured["reversed_examples"] for phase in result.record.phases[:2]] == [2, len(gone)]
+
+
 def test_the_work_is_that_of_the_forget_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However large the training set: only entries of forget examples are read, and only their steps."""
     problem = train(tmp_path / "log", epochs=3).problem
@@ -406,6 +444,6 @@ def test_the_page_on_the_gradient_log(tmp_path: Path, monkeypatch: pytest.Monkey
     assert GradientLog.open("private/log").ids_left() == [2, 3, 4, 5, 6, 7]
     pytest.importorskip("rapidfuzz")
     texts = ["Ada was born in London in 1815.", "Ada was born in London in 1816.", "Bees dance."]
-    names |= {"texts": texts, "dataset": texts, "forget": [0]}
+    names |= {"dataset": texts, "forget": [0]}
     exec(similar, names)
     assert names["parts"].indices.tolist() == [0, 1]

@@ -69,6 +69,7 @@ class Comparison:
             *(self._relearned(name) for name in self.original.relearning),
             *self._probed(),
             *self._quantised(),
+            *self._reworded(),
             *self._near(),
             *self._membership(),
         ]
@@ -199,6 +200,14 @@ class Comparison:
             name = f"{quality}, {bits}-bit weights"
             yield self._measure(name, FORGET, Aspect.KNOWLEDGE, figure, Scale.SHARE_AFTER)
 
+    def _reworded(self) -> Iterator[Measure]:
+        for kind in self.original.reworded:
+
+            def figure(portrait: Portrait, kind: str = kind) -> Quantity:
+                return mean_of(portrait.reworded[kind], self.seed)
+
+            yield self._measure(f"probability, {kind}", FORGET, Aspect.KNOWLEDGE, figure, Scale.SHARE_AFTER)
+
     def _near(self) -> Iterator[Measure]:
         def figure(portrait: Portrait) -> Quantity:
             return mean_of(cast(Floats, portrait.near), self.seed)
@@ -237,7 +246,14 @@ class Comparison:
             for name in self.subgroups
             if (few := sum(int(chosen.sum()) < FEWEST_OF_SUBGROUP for _, chosen in self._members(name)))
         ]
-        return [*([_SINGLE] if self._single else []), *small] + [
+        forget = len(self.original.sets[FORGET].groups)
+        fewer = [
+            f"{len(values):,} of {forget:,} forget examples are measured on the {kind}; the others have none, or are "
+            "too long for the model with it"
+            for kind, values in self.original.reworded.items()
+            if len(values) < forget
+        ]
+        return [*([_SINGLE] if self._single else []), *small, *fewer] + [
             f"the attack {attack.name} gives every example the same score on every oracle, so it tells nothing here "
             "and is not judged"
             for attack in self.attacks

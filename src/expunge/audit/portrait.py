@@ -14,6 +14,7 @@ from expunge.audit.gallery import Gallery, Restored
 from expunge.audit.neighbours import neighbours
 from expunge.audit.probe import Probes
 from expunge.audit.relearning import RelearningTest
+from expunge.audit.rewording import reworded
 from expunge.audit.settings import AuditSettings
 from expunge.audit.stress import quantised
 from expunge.data import MapDataset, subset
@@ -68,6 +69,7 @@ class Portrait:
             single example is to be forgotten.
         recognised: By probe, how often its features recognise each forget example: (examples,).
         quantised: Headline quality on the forget set with weights rounded to so many bits: (examples,).
+        reworded: By kind of rewording, probability of the true answers of the forget set: (examples,).
         near: Headline quality on the retained examples nearest to the forget set, if asked for: (examples,).
         restored: What it makes of pictures, where that is its task.
     """
@@ -77,6 +79,7 @@ class Portrait:
     relearning: Mapping[str, list[Floats]]
     recognised: Mapping[str, Floats]
     quantised: Mapping[int, Floats]
+    reworded: Mapping[str, Floats]
     near: Floats | None
     restored: Restored | None = None
 
@@ -95,6 +98,7 @@ class Sitting:
     relearning: RelearningTest | None
     probes: Probes
     bits: tuple[int, ...]
+    reworded: Mapping[str, MapDataset]
     near: MapDataset | None
     gallery: Gallery | None = None
 
@@ -118,6 +122,7 @@ class Sitting:
             RelearningTest.prepare(settings.relearning, run, sets[FORGET], sets["retain"]),
             Probes.prepare(run, forget, retain),
             settings.bits,
+            reworded(run, original, forget) if settings.rewording else {},
             neighbours(run, original, forget, retain, count) if count else None,
             Gallery.prepare(run, samples, settings.pictures, network),
         )
@@ -131,6 +136,7 @@ class Sitting:
             {} if self.relearning is None else self.relearning.curves(model),
             self.probes.recognised(model),
             {bits: self._headline(quantised(model, bits), self.sets[FORGET]) for bits in self.bits},
+            {name: self._quality(model, rows, "probability") for name, rows in self.reworded.items()},
             None if self.near is None else self._headline(model, self.near),
             None if self.gallery is None else self.gallery.restore(model),
         )
@@ -145,6 +151,10 @@ class Sitting:
     def _headline(self, model: nn.Module, dataset: MapDataset) -> Floats:
         task = self.run.task
         pieces = over_batches(self.run, model, dataset, lambda m, b: next(iter(task.quality(m, b).values())))
+        return torch.cat(pieces).double().numpy()
+
+    def _quality(self, model: nn.Module, dataset: MapDataset, name: str) -> Floats:
+        pieces = over_batches(self.run, model, dataset, lambda m, b: self.run.task.quality(m, b)[name])
         return torch.cat(pieces).double().numpy()
 
     def _observe(self, model: nn.Module, dataset: MapDataset) -> Observation:

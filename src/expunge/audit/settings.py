@@ -71,6 +71,7 @@ class AuditSettings:
         margins: What counts as a difference, and what as equivalent.
         examples: At most so many examples of each set are looked at.
         bits: Weights are also rounded to so many bits, and the forget set looked at again.
+        rewording: Whether a language model is also asked about the forget set with other prompts and in other words.
         neighbours: Quality is also measured on so many retained examples nearest to the forget set; 0 for none.
         pictures: Of image-to-image models.
     """
@@ -80,6 +81,7 @@ class AuditSettings:
     examples: int = 10_000
     bits: tuple[int, ...] = (8, 4)
     neighbours: int = 100
+    rewording: bool = True
     pictures: PictureSettings = field(default_factory=PictureSettings)
 
     def __post_init__(self) -> None:
@@ -112,7 +114,7 @@ class Level(StrEnum):
         """What is measured."""
         if self is Level.QUICK:
             relearning = Relearning(steps=(0, 5, 10, 20), measured_on=500)
-            return AuditSettings(relearning, examples=2_000, bits=(), neighbours=0)
+            return AuditSettings(relearning, examples=2_000, bits=(), neighbours=0, rewording=False)
         if self is Level.STANDARD:
             return AuditSettings()
         return AuditSettings(Relearning(steps=(0, 5, 10, 20, 40, 80), retained_only=True), examples=50_000)

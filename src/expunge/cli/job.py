@@ -54,6 +54,7 @@ class ForgetSection(Section):
     values_file: Path | None = None
     where: Reference | None = None
     text: str | tuple[str, ...] | None = None
+    near_duplicates: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -18,11 +18,12 @@ from expunge.cli.loading import existing, find_function, guarded, load_function
 from expunge.cli.methods import method_from
 from expunge.cli.settings import checked_call
 from expunge.cli.sources import Source
-from expunge.cli.task_sections import ClassificationSection, ImageToImageSection
-from expunge.corpora import occurrences
+from expunge.cli.task_sections import CausalLMSection, ClassificationSection, ImageToImageSection
+from expunge.corpora import join_near_duplicates, occurrences
 from expunge.data import MapDataset
-from expunge.errors import ForgetSetError, JobError, SettingError, SourceError
+from expunge.errors import ExpungeError, ForgetSetError, JobError, SettingError, SourceError
 from expunge.methods import Method
+from expunge.near_duplicates import Fuzziness
 from expunge.problem import DeletionState, Problem, Recipe, Split, split
 from expunge.states import STATE_FILE, GradientLog, load_state
 from expunge.tasks import Task
@@ -56,7 +57,7 @@ def prepare(job: Job) -> Prepared:
     """
     kind = kind_of(job)
     train, holdout, task, notes = kind.data(job)
-    parts = _split(job, train)
+    parts, joined = _with_near_duplicates(job, train, _split(job, train))
     problem = Problem(
         model=kind.model(job),
         task=task,
@@ -66,8 +67,9 @@ def prepare(job: Job) -> Prepared:
         classes=parts.classes,
         recipe=_recipe(job, task, kind.untrained),
         state=_state(job),
+        near_duplicates=joined,
     )
-    return Prepared(problem, (*notes, *_notes(train, parts)), _subgroups(job, holdout), feature_network(job))
+    return Prepared(problem, (*notes, *_notes(train, parts, joined)), _subgroups(job, holdout), feature_network(job))
 
 
 def method_of(job: Job) -> Method:
@@ -122,6 +124,21 @@ def _split(job: Job, train: Source) -> Split:
     if forget.indices_file is not None:
         return split(dataset, indices=_indices(job.path(forget.indices_file)))
     return split(dataset, indices=forget.indices)
+
+
+def _with_near_duplicates(job: Job, train: Source, parts: Split) -> tuple[Split, int | None]:
+    """The data parted anew where near-duplicates are to be forgotten too, and how many these are."""
+    key, chosen = "forget.near_duplicates", job.forget.near_duplicates
+    if chosen is None:
+        return parts, None
+    if not isinstance(job.task, CausalLMSection):
+        raise JobError(f"{key}: texts are compared, and this task reads none; remove it, or use `kind: causal-lm`")
+    fuzziness = checked_call(Fuzziness, chosen, key)
+    try:
+        joined = join_near_duplicates(train.dataset, parts.indices, fuzziness)
+    except ExpungeError as error:
+        raise type(error)(f"{key}: {error}") from error
+    return split(train.dataset, indices=joined.indices), len(joined.found)
 
 
 def _without_classes(classes: Sequence[int], task: ClassificationSection, dataset: MapDataset) -> Split:
@@ -209,9 +226,11 @@ def _state(job: Job) -> DeletionState | None:
     return load_state(folder) if (folder / STATE_FILE).exists() else GradientLog.open(folder)
 
 
-def _notes(train: Source, parts: Split) -> list[str]:
+def _notes(train: Source, parts: Split, joined: int | None) -> list[str]:
     forget, retain = len(parts.forget), len(parts.retain)
     notes = [f"{forget:,} of {forget + retain:,} training examples are to be forgotten, {retain:,} to be kept"]
+    if joined is not None:
+        notes.append(f"{joined:,} of those to be forgotten are near-duplicates of the {forget - joined:,} asked for")
     if train.features is not None:
         notes.append(f"an input is made of {len(train.features)} columns: {', '.join(train.features)}")
     if train.names is not None:

@@ -45,7 +45,7 @@ def occurrences(
     view, found = View.of(dataset), list[int]()
     for positions in torch.arange(len(dataset)).split(_CHUNK):
         for position, example in zip(positions.tolist(), view.examples(positions), strict=True):
-            texts = list(_texts(example, fields))
+            texts = list(texts_in(example, fields))
             if not texts:
                 raise DataError("an example holds no text to look in; name the fields that do with `fields`")
             if any(pattern.search(plain(text)) for text in texts):
@@ -59,7 +59,8 @@ def plain(text: str) -> str:
     return " ".join("".join(letter for letter in spread if not unicodedata.combining(letter)).split())
 
 
-def _texts(example: Example, fields: Sequence[str] | None) -> Iterable[str]:
+def texts_in(example: Example, fields: Sequence[str] | None) -> Iterable[str]:
+    """The texts of an example: a string itself, those of a tuple, or of these fields (all by default) of a mapping."""
     if isinstance(example, str):
         yield example
     elif isinstance(example, Mapping):

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from expunge.data import Example, FieldKey, MapDataset, View
 from expunge.errors import ContextError, DataError, ModelError, SettingError, TokenizerError
 from expunge.settings import require_positive, require_whole
-from expunge.tasks._text import IGNORED, Tokenized, answer_tokens, context_of, group_of, padded, tokens_of
+from expunge.tasks._text import IGNORED, Tokenized, answer_of, answer_tokens, context_of, group_of, padded, tokens_of
 from expunge.tasks._text_checks import require_fits, require_usable, takes_logits_to_keep
 from expunge.tasks._text_outputs import divergence_by_place, parted_log_probabilities
 from expunge.tasks.base import Task
@@ -286,6 +286,19 @@ class CausalLM(Task):
         """The token that pads, and the one that ends a text if there is one."""
         end = None if self.tokenizer is None else cast("int | None", self.tokenizer.eos_token_id)
         return self._pad, end
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens of an example, as settings and tokenizer say, or None where neither does."""
+        return self._most
+
+    def question_and_answer(self, example: Example) -> tuple[str, str] | None:
+        """Question and answer of an example as text, or None where it has none."""
+        return answer_of(example)
+
+    def length_of(self, example: Example) -> int:
+        """Tokens of an example in any of the forms, prompt and all."""
+        return len(tokens_of(example, self.tokenizer, self.template).input_ids)
 
     @property
     def _pad(self) -> int:

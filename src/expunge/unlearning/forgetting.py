@@ -99,6 +99,7 @@ def unlearn(
         certificate=certificate,
         classes=list(problem.classes),
         data=data,
+        near_duplicates=problem.near_duplicates,
         state=describe_state(problem.state, forgotten.state, key, state_digest),
         original_digest=keyed(original_digest, key),
         result_digest=digest_model(model),

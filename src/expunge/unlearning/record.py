@@ -62,6 +62,7 @@ class Record(BaseModel):
     certificate: Certificate | None = None
     classes: list[int]
     data: dict[str, DataRecord]
+    near_duplicates: int | None = None
     state: StateRecord | None = None
     original_digest: str
     result_digest: str
