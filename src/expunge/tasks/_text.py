@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from expunge.data import Example, FieldKey
-from expunge.errors import DataError, TokenizerError
+from expunge.errors import DataError, EmptyAnswerError, TokenizerError
 
 IGNORED = -100
 """Label of a token that carries no loss, as Hugging Face models take it."""
@@ -51,7 +51,8 @@ def tokens_of(example: Example, tokenizer: PreTrainedTokenizerBase | None, templ
     """Tokens and labels of an example in any of the forms that `CausalLM` takes.
 
     Raises:
-        DataError: The form is none of them, or fields disagree in length.
+        DataError: The form is none of them, a field is no text, or fields disagree in length.
+        EmptyAnswerError: A text or an answer is null.
         TokenizerError: It is text and there is no tokenizer.
     """
     if isinstance(example, Mapping):
@@ -59,9 +60,9 @@ def tokens_of(example: Example, tokenizer: PreTrainedTokenizerBase | None, templ
         if "input_ids" in fields:
             return _already(fields)
         if "text" in fields:
-            return _plain(str(fields["text"]), tokenizer)
+            return _plain(_text(fields, "text"), tokenizer)
         if "question" in fields and "answer" in fields:
-            return _answered(str(fields["question"]), str(fields["answer"]), tokenizer, template)
+            return _answered(_text(fields, "question"), _text(fields, "answer"), tokenizer, template)
         known = ", ".join(sorted(map(str, fields)))
         raise DataError(
             f"an example has the fields {known}; a language model needs `input_ids`, or `text`, or `question` and "
@@ -86,10 +87,15 @@ def tokens_of(example: Example, tokenizer: PreTrainedTokenizerBase | None, templ
 
 
 def answer_of(example: Example) -> tuple[str, str] | None:
-    """Question and answer of an example as text, or None where it has none."""
+    """Question and answer of an example as text, or None where it has none.
+
+    Raises:
+        DataError: One of them is no text.
+        EmptyAnswerError: The answer is null.
+    """
     if isinstance(example, Mapping):
         fields = cast("Mapping[str, Any]", example)
-        return (str(fields["question"]), str(fields["answer"])) if {"question", "answer"} <= set(fields) else None
+        return (_text(fields, "question"), _text(fields, "answer")) if {"question", "answer"} <= set(fields) else None
     if isinstance(example, tuple | list):
         parts = list(cast("Sequence[Any]", example))
         if len(parts) == 2 and all(isinstance(part, str) for part in parts):
@@ -165,6 +171,16 @@ def padded(rows: Sequence[Tokens], pad: int) -> dict[str, Tensor]:
         length = len(row.input_ids)
         input_ids[number, :length], labels[number, :length], mask[number, :length] = row.input_ids, row.labels, 1
     return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    """A field that must be text; a null would otherwise be learned as the word None."""
+    value = fields[name]
+    if value is None and name != "question":
+        raise EmptyAnswerError(f"the `{name}` of an example is null; drop such examples, or mend them")
+    if not isinstance(value, str):
+        raise DataError(f"the `{name}` of an example is a {type(value).__name__}, not text; give it as a string")
+    return value
 
 
 def _already(fields: Mapping[str, Any]) -> Tokens:
