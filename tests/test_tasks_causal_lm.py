@@ -201,6 +201,14 @@ METHODS: dict[str, Method] = {
 }
 
 
+def test_a_field_called_number_is_the_users() -> None:
+    rows = [
+        {"question": "who ?", "answer": "ann", "number": "12b"},
+        {"question": "who ?", "answer": "ann", "number": 3.7},
+    ]
+    assert set(words.TASK.collate(rows)) == {"input_ids", "attention_mask", "labels"}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_that_know_no_text_run_on_it(name: str, model: torch.nn.Module) -> None:
     problem = words.problem(model, recipe=words.recipe(epochs=3))

@@ -23,6 +23,7 @@ from expunge.methods.base import Method, Need, Tier
 from expunge.problem import Problem
 from expunge.settings import require_at_least, require_one_of, require_positive, require_whole
 from expunge.tasks import CausalLM
+from expunge.tasks._text import NUMBER
 from expunge.tasks.causal_lm import TextBatch
 from expunge.training import Algorithm, Objective, Optimizer, Run, Term, over_batches, seed_globals
 
@@ -248,7 +249,7 @@ class Student:
 
 def numbered(task: CausalLM, dataset: MapDataset) -> Rows:
     """Examples as tokens, each with its number, which its batch carries."""
-    return [row | {"number": number} for number, row in enumerate(task.tokenized(dataset).dataset)]
+    return [row | {NUMBER: number} for number, row in enumerate(task.tokenized(dataset).dataset)]
 
 
 def divergence(reference: Tensor, logits: Tensor) -> Tensor:

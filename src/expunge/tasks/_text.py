@@ -15,6 +15,9 @@ from expunge.errors import DataError, EmptyAnswerError, TokenizerError
 IGNORED = -100
 """Label of a token that carries no loss, as Hugging Face models take it."""
 
+NUMBER = "_expunge_number"
+"""Field of an example whose batch is to say which example it is; users have fields called `number`."""
+
 _ANSWER = "{answer}"
 _UNBOUNDED = 10**9  # transformers gives a tokenizer that knows no limit one of 1e30
 

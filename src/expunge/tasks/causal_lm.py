@@ -13,7 +13,17 @@ from transformers import PreTrainedTokenizerBase
 from expunge.data import Example, FieldKey, MapDataset, View
 from expunge.errors import ContextError, DataError, ModelError, SettingError, TokenizerError
 from expunge.settings import require_positive, require_whole
-from expunge.tasks._text import IGNORED, Tokenized, answer_of, answer_tokens, context_of, group_of, padded, tokens_of
+from expunge.tasks._text import (
+    IGNORED,
+    NUMBER,
+    Tokenized,
+    answer_of,
+    answer_tokens,
+    context_of,
+    group_of,
+    padded,
+    tokens_of,
+)
 from expunge.tasks._text_checks import require_fits, require_usable, takes_logits_to_keep
 from expunge.tasks._text_outputs import divergence_by_place, parted_log_probabilities
 from expunge.tasks.base import Task
@@ -31,8 +41,8 @@ class CausalLM(Task):
     An example is text, (question, answer), (input_ids, labels), or a mapping with `text`, or `question` and
     `answer`, or `input_ids` with `labels` or `prompt_length` where some tokens carry no loss. The loss of an example is
     the mean over its tokens that carry one. Of a question and its answer, the answer and the token that ends it do.
-    Where mappings have a whole `number`, their batch gives it back as `numbers`, so that what was computed of an
-    example before can be found again.
+    Where mappings have a whole `_expunge_number`, their batch gives it back as `numbers`, so that what was computed of
+    an example before can be found again.
 
     Outputs are made to be kept for a whole set, for which (examples, length, vocabulary) is too much: at `places` of an
     example's labelled tokens, evenly spread where there are more, the log-probability of the true token and of
@@ -85,8 +95,8 @@ class CausalLM(Task):
         rows = [tokens_of(example, self.tokenizer, self.template) for example in examples]
         require_usable(rows, self._most)
         batch: TextBatch = dict(padded(rows, self._pad))
-        if all(isinstance(example, Mapping) and "number" in example for example in examples):
-            batch["numbers"] = torch.tensor([int(example["number"]) for example in examples])
+        if all(isinstance(example, Mapping) and NUMBER in example for example in examples):
+            batch["numbers"] = torch.tensor([int(example[NUMBER]) for example in examples])
         return (
             batch if self.group is None else batch | {"groups": [group_of(example, self.group) for example in examples]}
         )
@@ -95,7 +105,7 @@ class CausalLM(Task):
         """A batch of columns that are tensors already: (batch, length) `input_ids`, perhaps `labels` and so on."""
         given = columns if isinstance(columns, Mapping) else dict(zip(("input_ids", "labels"), columns, strict=False))
         fields = cast("Mapping[Any, Any]", given)
-        known: list[FieldKey | None] = ["input_ids", "labels", "attention_mask", "prompt_length", "number", self.group]
+        known: list[FieldKey | None] = ["input_ids", "labels", "attention_mask", "prompt_length", NUMBER, self.group]
         names = [name for name in known if name in fields]
         if "input_ids" not in names:
             raise DataError(f"the columns {', '.join(map(str, fields))} hold no `input_ids`; rename the field")
