@@ -256,7 +256,7 @@ def refusals() -> dict[str, tuple[type[Exception], str, Any]]:
         "template": (SettingError, "template must hold", lambda: CausalLM(template="{question}")),
         "order": (SettingError, "before", lambda: CausalLM(template="{answer} {question}")),
         "share": (SettingError, "at most 1", lambda: CausalLM(least_likely=1.5)),
-        "too long": (ContextError, r"2 of 3 examples have more than 32 tokens \(the longest 49\)",
+        "too long": (ContextError, r"2 of 3 examples have more than 32 tokens \(the longest 49\).*`too_long: drop`",
                      lambda: task.collate([long, words.facts()[0], long])),
         "empty": (EmptyAnswerError, "1 of 2 examples have an empty answer",
                   lambda: task.collate([("who ?", " "), ("who ?", "ann")])),

@@ -23,7 +23,7 @@ def require_usable(rows: Sequence[Tokens], most: int | None) -> None:
         raise ContextError(
             f"{len(longer)} of {len(rows)} examples have more than {most} tokens (the longest {max(longer)}); "
             "shorten them, raise `context` if the model can read more, or leave them out with "
-            "`task.tokenized(dataset, too_long='drop')`"
+            "`task.tokenized(dataset, too_long='drop')`, in a job with `too_long: drop` under `task`"
         )
     empty = sum(row.measured == 0 for row in rows)
     if empty:
