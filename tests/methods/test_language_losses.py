@@ -20,6 +20,7 @@ from expunge.methods.npo import npo_loss
 from expunge.methods.sim_npo import sim_npo_loss
 from expunge.methods.undial import undial_loss
 from expunge.problem import Problem
+from expunge.tasks._text import NUMBER
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +159,7 @@ def test_the_divergence_holds_where_only_later_examples_reach_a_bound_of_the_log
     model.transformer.wte.weight.data[words.WORDS.index("lima")] *= 3  # its logit is large where it is the answer
     rows = sorted(rows_of(problem.retain), key=lambda row: _largest_logit(model, row))
     model.most = (_largest_logit(model, rows[0]) + _largest_logit(model, rows[-1])) / 2
-    rows = [row | {"number": number} for number, row in enumerate(rows)]
+    rows = [row | {NUMBER: number} for number, row in enumerate(rows)]
     student = Student.prepare(
         dataclasses.replace(problem, model=model), Run(words.TASK, 0, tiny.QUIET), lora=None, batch_size=2
     )
