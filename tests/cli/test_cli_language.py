@@ -404,7 +404,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no such folder": ({"model": {"hf": "nowhere"}}, "model.hf: the tokenizer of nowhere cannot be loaded"),
     "no layer for LoRA": ({"method": NPO | {"adapter": {"targets": ["q_proj"]}}}, "no linear layer named q_proj"),
     "a LoRA setting": ({"method": NPO | {"adapter": {"rnak": 2}}}, "method.adapter.rnak: unknown key"),
-    "no task for text": ({"task": {"classes": 2}}, "model.hf belongs to text; give the task `kind: causal-lm`"),
+    "no task for text": (
+        {"task": {"classes": 2}},
+        "model.hf belongs to text or images; give the task `kind: causal-lm`",
+    ),
     "classes of text": ({"forget": {"classes": [1]}}, "forget.classes belongs to a classifier"),
     "a kind of task": ({"task": {"kind": "poetry"}}, "task: give a mapping whose `kind` is one of classification"),
     "a key of the task": ({"task": {"kind": "causal-lm", "contxt": 3}}, "task.contxt: unknown key; did you mean"),

@@ -84,7 +84,9 @@ class Record(BaseModel):
         return hmac.compare_digest(self.seal, self._seal(key))
 
     def _seal(self, key: bytes) -> str:
-        return hmac.digest(key, json_bytes(self.model_dump(mode="json", exclude={"seal"})), "sha256").hex()
+        # a method of the user's own may have settings that no file can hold; it can be run, and not saved
+        said = self.model_dump(mode="json", exclude={"seal"}, fallback=lambda value: type(value).__name__)
+        return hmac.digest(key, json_bytes(said), "sha256").hex()
 
 
 def read_record(folder: str | Path) -> Record:
