@@ -51,7 +51,7 @@ def save(folder: Path, files: dict[str, int]) -> Path:
 
 @pytest.fixture
 def people(tmp_path: Path) -> Path:
-    return save(tmp_path / "faces", {"ann/home": 2, "ann/work": 1, "bob/home": 3, "cem/work": 2})
+    return save(tmp_path / "faces", {"ann/home": 2, "ann/office": 1, "bob/home": 3, "cem/office": 2})
 
 
 def shown(data: Pictures) -> dict[str, int]:
@@ -95,13 +95,13 @@ def test_forgetting_by_class_by_person_and_by_file(people: Path, tmp_path: Path)
     assert split(data, classes=[0]).indices.tolist() == [0, 1]
     assert split(data, column_is=("class", ["bob/home"])).indices.tolist() == [3, 4, 5]
     assert split(data, column_is=("person", ["ann"])).indices.tolist() == [0, 1, 2]
-    assert split(data, column_is=("place", ["work"])).indices.tolist() == [2, 6, 7]
-    (tmp_path / "list.txt").write_text(f"ann/work/0.png\n\n{people / 'cem' / 'work' / '1.png'}\n", encoding="utf-8")
+    assert split(data, column_is=("place", ["office"])).indices.tolist() == [2, 6, 7]
+    (tmp_path / "list.txt").write_text(f"ann/office/0.png\n\n{people / 'cem' / 'office' / '1.png'}\n", encoding="utf-8")
     wanted = listed_files(tmp_path / "list.txt", people)
     assert split(data, column_is=("file", wanted)).indices.tolist() == [2, 7]
     assert data[0].items() >= {"label": 0, "person": "ann", "place": "home"}.items()
     with pytest.raises(ForgetSetError, match=r"1 of the 2 values asked for do not occur of field 'file'") as failure:
-        split(data, column_is=("file", ["ann/work/0.png", "secret.png"]))
+        split(data, column_is=("file", ["ann/office/0.png", "secret.png"]))
     assert "secret" not in str(failure.value)
 
 

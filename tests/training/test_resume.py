@@ -1,15 +1,13 @@
 """Runs that are killed go on to the bits they would have reached; what cannot be resumed is refused."""
 
 import dataclasses
-import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing import forkserver
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from accelerate.state import AcceleratorState
 
 import _killed_run
 import tiny
+from _child import SERVER, Child, modified, served
 from expunge import UNSIR, FineTune, NegGradPlus, Problem, Retrain, Stage, unlearn
 from expunge.errors import CheckpointError, DivergedError, SavedModelError
 from expunge.storage import digest_model
@@ -29,50 +28,16 @@ from expunge.unlearning import KEY_FILE
 OFTEN = Execution(device="cpu", progress=False, checkpoint_seconds=0)
 
 
-# A server that has imported everything makes the processes: starting an interpreter for each would take minutes.
-SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["_killed_run"])
 
 
-class Child:
-    """A run in a process of its own."""
-
-    def __init__(self, case: str, folder: Path, *, resume: bool) -> None:
-        self.results, sender = SERVER.Pipe(duplex=False)
-        arguments = {"connection": sender, "case": case, "folder": str(folder), "resume": resume}
-        self.process = SERVER.Process(target=_killed_run.send, kwargs=arguments)
-        self.process.start()
-        sender.close()
-
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
-        while not condition():
-            assert self.process.is_alive(), f"the run ended with {self.process.exitcode}"
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-
-    def kill(self) -> None:
-        assert self.process.pid is not None
-        os.kill(self.process.pid, signal.SIGKILL)
-        self.process.join()
-        assert self.process.exitcode == -signal.SIGKILL, "the run ended before it was killed"
-
-    def result(self) -> str:
-        assert self.results.poll(120)
-        self.process.join()
-        return self.results.recv()
-
-
-def modified(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0
+def started(case: str, folder: Path, *, resume: bool) -> Child:
+    return Child(_killed_run.send, case=case, folder=str(folder), resume=resume)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _server() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        # A server of Python 3.11 does not take over the path, and goes without what it cannot import.
-        patch.setenv("PYTHONPATH", str(Path(_killed_run.__file__).parent))
-        forkserver.ensure_running()
+    with served():
         yield
 
 
@@ -108,13 +73,13 @@ def test_killed_runs_reach_the_same_bits(
     for number, phase in enumerate(phases):
         checkpoint = tmp_path / f"{phase}.safetensors"
         before = modified(checkpoint)
-        child = Child(case, tmp_path, resume=number > 0)
+        child = started(case, tmp_path, resume=number > 0)
         child.wait_until(lambda checkpoint=checkpoint, before=before: modified(checkpoint) > before)
         time.sleep(moments.uniform(0, 0.06))
         child.kill()
         following = order[order.index(phase) + 1 :] if phase in order else []
         assert not [name for name in following if (tmp_path / f"{name}.safetensors").exists()], "the kill came too late"
-    assert Child(case, tmp_path, resume=True).result() == uninterrupted[case]
+    assert started(case, tmp_path, resume=True).result() == uninterrupted[case]
     assert not list(tmp_path.glob(".expunge-partial-*"))
 
 
@@ -128,11 +93,11 @@ def test_a_run_that_is_killed_again_and_again_reaches_the_same_bits(
 
     for kill in range(4):
         before = newest()
-        child = Child("unsir", tmp_path, resume=kill > 0)
+        child = started("unsir", tmp_path, resume=kill > 0)
         child.wait_until(lambda before=before: newest() > before)  # or it would be killed before it was under way
         time.sleep(moments.uniform(0, 0.15))
         child.kill()
-    assert Child("unsir", tmp_path, resume=True).result() == uninterrupted["unsir"]
+    assert started("unsir", tmp_path, resume=True).result() == uninterrupted["unsir"]
     assert not list(tmp_path.glob(".expunge-partial-*"))
 
 

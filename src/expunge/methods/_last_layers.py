@@ -1,16 +1,69 @@
-"""Which layers of a model come last, told by the order in which they are used."""
+"""What methods that train the last layers alone share; which layers come last is told by the order of their use."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, cast
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from expunge.data import MapDataset
 from expunge.errors import ModelError, SettingError
+from expunge.methods.base import Method, Need, Tier
 from expunge.problem import Problem
-from expunge.training import Run
+from expunge.settings import require_at_least, require_positive, require_whole
+from expunge.training import Algorithm, Optimizer, Run, Term
 from expunge.training.batches import in_order
 
+Layers = list[tuple[str, nn.Module]]
 
-def last_layers(problem: Problem, run: Run, model: nn.Module, count: int) -> list[tuple[str, nn.Module]]:
+
+@dataclass(frozen=True)
+class LastLayersMethod(Method):
+    """Train the last k layers on the retain set and hold the others.
+
+    Args:
+        layers: k, layers with weight matrices or kernels, counted from the end; normalisation after the first of them
+            belongs to them. Default 3 (ours: about the last block and the head of a residual network, as in the code).
+        learning_rate: .01 (Kurmanji et al. 2023, code).
+        epochs: Passes over the retain set. Default 10 (ibid.).
+        batch_size: 256 (Jia et al. 2023, code).
+        weight_decay: 0 (Kurmanji et al. 2023, code), with SGD and momentum .9.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.RETAIN})
+    tier: ClassVar[Tier] = Tier.EMPIRICAL
+
+    layers: int = 3
+    learning_rate: float = 0.01
+    epochs: float = 10
+    batch_size: int = 256
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_whole(self, "layers", "batch_size")
+        require_positive(self, "learning_rate", "epochs")
+        require_at_least(self, 0, "weight_decay")
+
+    @abstractmethod
+    def prepare(self, run: Run, chosen: Layers) -> str:
+        """Change the last layers before they are trained, and name the phase that trains them."""
+
+    def apply(self, problem: Problem, run: Run) -> nn.Module:
+        """Prepare the last layers of a copy and train them."""
+        model = run.copy(problem.model)
+        chosen = last_layers(problem, run, model, self.layers)
+        phase = self.prepare(run, chosen)
+        _freeze_all_but(model, chosen)
+        term = Term(cast(MapDataset, problem.retain), problem.task.losses, batch_size=self.batch_size)
+        optimizer = Optimizer(self.learning_rate, Algorithm.SGD, momentum=0.9, weight_decay=self.weight_decay)
+        run.train(phase, model, [term], optimizer, epochs=self.epochs)
+        return model.requires_grad_(True).eval()
+
+
+def last_layers(problem: Problem, run: Run, model: nn.Module, count: int) -> Layers:
     """The last `count` layers with a weight matrix or kernels, and all others with weights that are used after them.
 
     Raises:
@@ -36,7 +89,7 @@ def last_layers(problem: Problem, run: Run, model: nn.Module, count: int) -> lis
     return chosen
 
 
-def freeze_all_but(model: nn.Module, chosen: list[tuple[str, nn.Module]]) -> None:
+def _freeze_all_but(model: nn.Module, chosen: Layers) -> None:
     """Let only the weights of these layers take a gradient."""
     model.requires_grad_(False)
     for _, module in chosen:
@@ -44,9 +97,9 @@ def freeze_all_but(model: nn.Module, chosen: list[tuple[str, nn.Module]]) -> Non
             parameter.requires_grad_(True)
 
 
-def _used(problem: Problem, run: Run, model: nn.Module) -> list[tuple[str, nn.Module]]:
+def _used(problem: Problem, run: Run, model: nn.Module) -> Layers:
     """Layers with weights of their own in the order of their first use on a retained example."""
-    order: list[tuple[str, nn.Module]] = []
+    order: Layers = []
     handles: list[RemovableHandle] = []
 
     def remember(name: str, module: nn.Module) -> None:

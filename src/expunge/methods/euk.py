@@ -1,21 +1,16 @@
 """EU-k: draw the last layers anew and train them on the retain set, holding the others."""
 
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
-from torch import nn
-
-from expunge.data import MapDataset
 from expunge.methods._initialise import reinitialise
-from expunge.methods._last_layers import freeze_all_but, last_layers
-from expunge.methods.base import Maturity, Method, Need, Tier
-from expunge.problem import Problem
-from expunge.settings import require_at_least, require_positive, require_whole
-from expunge.training import Algorithm, Optimizer, Run, Term
+from expunge.methods._last_layers import LastLayersMethod, Layers
+from expunge.methods.base import Maturity
+from expunge.training import Run
 
 
 @dataclass(frozen=True)
-class EUK(Method):
+class EUK(LastLayersMethod):
     """Exact unlearning of the last k layers: they are retrained from scratch.
 
     Exact for those layers alone: earlier ones keep what they learned of the forget set, to the bit, also statistics of
@@ -32,30 +27,10 @@ class EUK(Method):
         weight_decay: 0 (Kurmanji et al. 2023, code), with SGD and momentum .9.
     """
 
-    needs: ClassVar = frozenset({Need.RETAIN})
-    tier: ClassVar = Tier.EMPIRICAL
     paper: ClassVar = "Goel et al. 2022 (arXiv 2201.06640), EU-k"
     maturity: ClassVar = Maturity.STABLE
 
-    layers: int = 3
-    learning_rate: float = 0.01
-    epochs: float = 10
-    batch_size: int = 256
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        require_whole(self, "layers", "batch_size")
-        require_positive(self, "learning_rate", "epochs")
-        require_at_least(self, 0, "weight_decay")
-
-    def apply(self, problem: Problem, run: Run) -> nn.Module:
-        """Draw the last layers of a copy anew and train them."""
-        model = run.copy(problem.model)
-        chosen = last_layers(problem, run, model, self.layers)
+    def prepare(self, run: Run, chosen: Layers) -> str:
+        """Draw the layers anew."""
         reinitialise(run, chosen)
-        freeze_all_but(model, chosen)
-        term = Term(cast(MapDataset, problem.retain), problem.task.losses, batch_size=self.batch_size)
-        optimizer = Optimizer(self.learning_rate, Algorithm.SGD, momentum=0.9, weight_decay=self.weight_decay)
-        run.train("retrain", model, [term], optimizer, epochs=self.epochs)
-        return model.requires_grad_(True).eval()
+        return "retrain"
