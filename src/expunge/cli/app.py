@@ -253,6 +253,15 @@ def influence(
         list[str] | None, typer.Option(help="Layers that count, such as embedding or block:0-3; several may be given.")
     ] = None,
     top: Annotated[int, typer.Option(help="How many examples to show.")] = 20,
+    damping: Annotated[
+        float | None, typer.Option(help="Of inverse-hvp: what is added to the curvature; by default 0.1.")
+    ] = None,
+    iterations: Annotated[
+        int | None, typer.Option(help="Of inverse-hvp: most products with the curvature; by default 100.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Of inverse-hvp: largest error, relative; by default 0.01.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score retained examples by what they have to do with those to be forgotten."""
@@ -260,7 +269,15 @@ def influence(
     from expunge.cli.job_file import load_job
     from expunge.states.influence import Influence
 
-    facts = influence_facts(load_job(job_file, []), kind=Influence(kind), log=log, layers=layers or [], top=top)
+    solving = {"damping": damping, "iterations": iterations, "tolerance": tolerance}
+    facts = influence_facts(
+        load_job(job_file, []),
+        kind=Influence(kind),
+        log=log,
+        layers=layers or [],
+        top=top,
+        solving={name: value for name, value in solving.items() if value is not None},
+    )
     if as_json:
         _print_json(facts)
     else:
