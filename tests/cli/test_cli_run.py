@@ -272,9 +272,17 @@ def test_a_run_killed_while_it_saved_may_have_left_its_key(jobs: JobFolder, monk
 
 
 def test_the_summary_says_what_may_be_shared(jobs: JobFolder) -> None:
+    jobs.job["recipe"] = {"epochs": 2, "batch_size": 32}
     shown = " ".join(jobs.run().stdout.split())
-    assert shown.count("record.json, evidence.json, report.html and model.safetensors may be shared") == 1
+    assert shown.count("Of the folder, record.json, report.html and model.safetensors may be shared") == 1
     assert "the key (forget.key) and job.yaml may not" in shown
+    audited = " ".join(jobs.expunge("audit", jobs.output, "--oracles", "2").stdout.split())
+    assert "record.json, evidence.json, report.html and model.safetensors may be shared" in audited
+    jobs.job["key"] = "keys/run.key"
+    elsewhere = " ".join(jobs.run("--output", jobs.folder / "another").stdout.split())
+    assert "model.safetensors may be shared; job.yaml may not" in elsewhere
+    for name in re.findall(r"[\w.]+\.(?:json|html|safetensors|yaml|key)", shown + elsewhere):
+        assert (jobs.output / name).exists()
 
 
 def test_a_run_that_diverged_leaves_nothing(jobs: JobFolder) -> None:

@@ -178,6 +178,14 @@ def report(folder: RunFolder, as_json: Json = False) -> None:
 
 
 @app.command(cls=_Command)
+def compact(folder: RunFolder, as_json: Json = False) -> None:
+    """Take what a run has forgotten out of the gradient log that it was forgotten with, for good."""
+    from expunge.cli.compact import compact_run, compacted_json, print_compacted
+
+    _tell(compact_run(folder), compacted_json, print_compacted, as_json)
+
+
+@app.command(cls=_Command)
 def demo(
     story: Annotated[
         Demonstration,
