@@ -10,11 +10,11 @@ class ForgetSetError(ExpungeError):
 
 
 class UnknownRowError(ForgetSetError):
-    """A row to be forgotten is not among the rows that a deletion state was recorded on."""
+    """A row to be forgotten is not, or no longer, among those of a deletion state, which remembers no deleted one."""
 
 
 class AlreadyForgottenError(ForgetSetError):
-    """A row to be forgotten was deleted before."""
+    """A row that is named by its position in the data of an estimator was forgotten before."""
 
 
 class MissingNeedError(ExpungeError):

@@ -159,8 +159,8 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
             The estimator itself, with `certificate_` set.
 
         Raises:
-            UnknownRowError: A row was never fitted to.
-            AlreadyForgottenError: A row was forgotten before.
+            UnknownRowError: A row was never fitted to, or was forgotten before.
+            AlreadyForgottenError: A row that is named by its position was forgotten before.
             ForgetSetError: Nothing would be left.
             BudgetError: A fixed `sigma` is too small for this request.
             SettingError: epsilon or delta cannot be used for so many rows.
