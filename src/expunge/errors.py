@@ -5,6 +5,10 @@ class ExpungeError(Exception):
     """Base of all errors that Expunge raises on purpose."""
 
 
+class ExpungeWarning(UserWarning):
+    """What a person should know of a result that came about all the same; the command prints it as a note."""
+
+
 class ForgetSetError(ExpungeError):
     """The request does not name a usable forget set: empty, everything, out of range, or overlapping the retain set."""
 

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from expunge.errors import ExpungeWarning
 from expunge.estimators._rows import Indices, Request, RowStore, codes, numbers, read_again, read_labelled
 from expunge.methods import NewtonRemoval
 from expunge.networks import ClippedFeatures
@@ -139,7 +140,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
                 f"{self.clipped_:.0%} of the rows are longer than feature_norm ({self.feature_norm:g}) and were scaled "
                 "down to it, so that little but their direction was learned from; divide the features by a constant, "
                 "or raise feature_norm at the price of more noise",
-                UserWarning,
+                ExpungeWarning,
                 stacklevel=2,
             )
         self._store = RowStore.of(inputs, targets, state.rows) if self.keep_rows else None
