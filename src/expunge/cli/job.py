@@ -88,6 +88,8 @@ class RecipeSection(Section):
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
+    clip_norm: PositiveFloat | None = None
+    clip_value: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

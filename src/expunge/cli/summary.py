@@ -9,12 +9,14 @@ from rich.table import Table
 
 from expunge.audit import Evidence, Verdict
 from expunge.audit.evidence import EVIDENCE_FILE, Measure, Side
+from expunge.cli.compact import uncompacted_log
 from expunge.cli.costs import after_training, training_facts
 from expunge.cli.job import JOB_FILE
 from expunge.cli.methods import Installed
 from expunge.cli.runs import Outcome
 from expunge.pretrained import PRETRAINED_FOLDER
 from expunge.report import REPORT_FILE, words
+from expunge.states import STATE_FILE
 from expunge.tasks import Task
 from expunge.unlearning import KEY_FILE, MODEL_FILE, RECORD_FILE
 
@@ -32,24 +34,38 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         console.print(f"[dim]{escape(after_training(trained))}[/dim]", soft_wrap=True)
     console.print(f"\nReport: [bold]{escape(str(outcome.report))}[/bold]", soft_wrap=True)
     console.print(_sharing(outcome.folder), soft_wrap=True)
+    log = uncompacted_log(outcome.folder, record)
+    if log is not None:
+        console.print(
+            f"The gradient log in {escape(str(log))} is as personal as the data, and still holds the gradients of what "
+            f"was forgotten. Once the result is accepted, `expunge compact {escape(str(outcome.folder))}` takes them "
+            "out; then it can still be audited, but not repeated.",
+            soft_wrap=True,
+        )
 
 
 def _sharing(folder: Path) -> str:
+    """Which of the files that are there may be shared, and which not."""
     weights = f"{PRETRAINED_FOLDER}/" if (folder / PRETRAINED_FOLDER).is_dir() else MODEL_FILE
+    open_to_all = [name for name in (RECORD_FILE, EVIDENCE_FILE, REPORT_FILE, weights) if (folder / name).exists()]
+    private = {KEY_FILE: f"the key ({KEY_FILE})", STATE_FILE: f"the state ({STATE_FILE})", JOB_FILE: JOB_FILE}
+    kept = [said for name, said in private.items() if (folder / name).exists()]
     return (
-        f"Of the folder, {RECORD_FILE}, {EVIDENCE_FILE}, {REPORT_FILE} and {weights} may be shared; "
-        f"the key ({KEY_FILE}) and {JOB_FILE} may not, because they help to find out who was forgotten."
+        f"Of the folder, {words.listing(open_to_all)} may be shared; {words.listing(kept)} may not, because they help "
+        "to find out who was forgotten."
     )
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
     """The same for programs."""
+    log = uncompacted_log(outcome.folder, outcome.record)
     return {
         "folder": str(outcome.folder),
         "report": str(outcome.report),
         "record": outcome.record.model_dump(mode="json"),
         "evidence": outcome.evidence.model_dump(mode="json") if outcome.evidence is not None else None,
         "trained": [training_facts(trained) for trained in outcome.trained],
+        "uncompacted_log": None if log is None else str(log),
     }
 
 
