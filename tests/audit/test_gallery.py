@@ -106,6 +106,7 @@ def test_pictures_are_kept_only_where_asked_for(problem: Problem, unlearned: Unl
 def test_the_page_shows_figures_and_pictures(unlearned: Unlearned, evidence: Evidence):
     page = render(unlearned.record, evidence)
     assert "What is restored" in page
+    assert "pictures.variant" in page
     assert "means of quarters" in page
     assert "<image" in page
     assert "none of which was trained on" in page

@@ -1,5 +1,6 @@
 """Jobs on image-to-image models: the three families, corruptions, and where pictures come from."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +30,7 @@ TASK: dict[str, Any] = {
     "corruption": {"kind": "half-image", "side": "right"},
     "decoder_steps": 5,
 }
+FAMILIES = ["masked-autoencoder", "masked-tokens", "inpainting-diffusion"]
 TOKENS = {"side": 4, "width": 24, "encoder_layers": 2, "decoder_layers": 1, "heads": 2}
 
 
@@ -92,7 +94,39 @@ def models(folder: Path, family: str) -> tuple[nn.Module, dict[str, Any]]:
     return model, {"hf": "model", "options": TOKENS, "weights": "tokens.safetensors"}
 
 
-@pytest.mark.parametrize("family", ["masked-autoencoder", "masked-tokens", "inpainting-diffusion"])
+def untrained_pictures_model() -> nn.Module:
+    return restoring.vit_mae()
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "build"])
+def test_a_second_audit_trains_no_oracle(job: JobFolder, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPUNGE_CACHE_DIR", str(job.folder / "cache"))
+    if family == "build":
+        write_tensors(job.folder / "mae.safetensors", restoring.vit_mae().state_dict())
+        section = {"build": "test_cli_images:untrained_pictures_model", "weights": "mae.safetensors"}
+        task = TASK
+    else:
+        _, section = models(job.folder, family)
+        task = {**TASK, "family": family}
+    job.job |= {
+        "model": section,
+        "task": task,
+        "recipe": {"epochs": 1, "batch_size": 24},
+        "audit": {
+            "oracles": 2, "bits": [], "neighbours": 0, "executor": "in-process",
+            "relearning": {"steps": [0, 1], "forget_examples": 4, "retain_examples": 8},
+        },
+    }  # fmt: skip
+    first = job.run("--output", job.output, "--json")
+    assert first.exit_code == 0, first.output
+    assert "cannot be compared" not in first.output
+    again = job.expunge("audit", job.output, "--json")
+    for result, trained in ((first, 2), (again, 0)):
+        (fleet,) = json.loads(result.stdout)["trained"]
+        assert (fleet["trained"], fleet["cached"]) == (trained, 2 - trained)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_loaded_from_its_folder_and_can_be_made_anew(job: JobFolder, family: str) -> None:
     model, section = models(job.folder, family)
     job.job |= {"model": section, "task": {**TASK, "family": family}}

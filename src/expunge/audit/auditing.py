@@ -167,7 +167,7 @@ class References:
             ),
             layers=layer_distances(unlearned.model, self.problem.model, self.oracles.models),
             cost=_cost(unlearned.record, list(self.oracles.seconds), expected=self.oracles.together),
-            settings=_SETTINGS.dump_python(self.settings, mode="json") | self._models(),
+            settings=self._described(),
             seed=seed,
             result_digest=unlearned.record.result_digest,
         )
@@ -185,9 +185,12 @@ class References:
         model = self.sitting.run.frozen(self.problem.model)
         return gallery.side_by_side(model, unlearned.restored, self.original.restored, oracle)
 
-    def _models(self) -> dict[str, Any]:
+    def _described(self) -> dict[str, Any]:
+        """The settings, without those of pictures where there are none."""
+        left_out = {"pictures"} if self.sitting.gallery is None else set[str]()
         shadows = len(self.shadows.models) if self.shadows else 0
-        return {"oracles": len(self.portraits), "shadows": shadows, "subgroups": list(self.subgroups)}
+        models = {"oracles": len(self.portraits), "shadows": shadows, "subgroups": list(self.subgroups)}
+        return _SETTINGS.dump_python(self.settings, mode="json", exclude=left_out) | models
 
 
 def audit(
