@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import restoring
 import tiny
@@ -43,6 +44,7 @@ from expunge.methods._images import latent_distance, matched_noise, partners, st
 from expunge.methods._neighbours import candidates_of, mean_of_nearest
 from expunge.problem import split
 from expunge.training import Algorithm, Run, over_batches
+from expunge.unlearning.overlap import require_apart
 
 SETTINGS: dict[str, Any] = {"learning_rate": 2e-3, "epochs": 5, "batch_size": 24}
 BASELINES: dict[str, Method] = {
@@ -401,6 +403,43 @@ class _Given(Method):
 
     def apply(self, problem: Problem, run: Run) -> nn.Module:
         return run.frozen(MODELS[self.name])
+
+
+def test_a_proxy_that_holds_pictures_to_be_forgotten_is_refused_with_the_count() -> None:
+    problem = restoring.problem(restoring.vit_mae(), DATA)
+    proxy = restoring.pictures(10, seed=2)
+    images = proxy.tensors[0].clone()
+    images[[3, 7, 20]] = DATA.tensors[0][[0, 5, 5]]  # two pictures to be forgotten, one of them twice
+    images[25] = DATA.tensors[0][50]  # one that is kept
+    method = LatentRemap(**{**SETTINGS, "epochs": 1}, held="surrogate")
+    copied = dataclasses.replace(problem, surrogate=TensorDataset(images, proxy.tensors[1]))
+    said = r"2 of 40 pictures to be forgotten are also in the surrogate.*take 3 pictures out.*positions 3, 7, 20"
+    with pytest.raises(ForgetSetError, match=said):
+        unlearn(copied, method, execution=tiny.QUIET)
+    listed = [(image, label) for image, label in zip(images, proxy.tensors[1], strict=True)]
+    with pytest.raises(ForgetSetError, match=said):
+        unlearn(dataclasses.replace(problem, surrogate=listed), method, execution=tiny.QUIET)
+    images[[3, 7, 20]] += 1e-6
+    assert unlearn(copied, method, execution=tiny.QUIET).record.data["surrogate"].examples == 30
+
+
+def test_each_picture_is_read_once_to_compare_it() -> None:
+    read: list[int] = []
+
+    class Items:
+        def __init__(self, data: TensorDataset) -> None:
+            self.data = data
+
+        def __len__(self) -> int:
+            return len(self.data)
+
+        def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+            read.append(index)
+            return self.data[index]
+
+    problem = restoring.problem(restoring.vit_mae(), DATA, surrogate=Items(restoring.pictures(10, seed=2)))
+    require_apart(problem, Run(problem.task, 0, tiny.QUIET))
+    assert read == list(range(30))
 
 
 def test_classes_named_wrongly_are_refused() -> None:
