@@ -96,9 +96,37 @@ def test_the_grid_holds_pictures_of_the_forgotten_kind_and_what_models_make_of_t
         assert not torch.equal(columns[name][..., 4:], columns["truth"][..., 4:])
 
 
+def test_places_of_the_holdout_are_kept_beside_its_pictures(evidence: Evidence):
+    found = evidence.embeddings
+    assert found is not None
+    assert found.feature_network == "means of quarters"
+    assert {
+        name: {model: len(points) for model, points in models.items()} for name, models in found.places.items()
+    } == {
+        "holdout": {"original": 15, "unlearned": 15, "oracle": 15},
+        "holdout, forgotten kind": {"original": 12, "unlearned": 12, "oracle": 12},
+    }
+    kept, gone = (torch.tensor(found.places[name]["original"]) for name in ("holdout", "holdout, forgotten kind"))
+    assert bool(torch.isfinite(torch.cat([kept, gone])).all())
+    assert len(torch.cat([kept, gone]).unique(dim=0)) > 20
+
+
+@pytest.mark.parametrize(("grid", "training"), [(None, set()), ("holdout", set()), ("forget", {"forget"})])
+def test_places_of_a_training_set_are_kept_on_demand_alone(
+    problem: Problem, unlearned: Unlearned, grid: str | None, training: set[str]
+):
+    chosen = settings(grid=grid, count=15)
+    models = [restoring.recipe(epochs=1)(restoring.pictures(), seed) for seed in (1, 2)]
+    found = References.prepare(problem, models, settings=chosen, execution=tiny.QUIET, network=NETWORK)
+    places = found.compare(unlearned).embeddings
+    assert (places is None) == (grid is None)
+    assert {"forget", "retain"} & set(places.places if places else ()) == training
+
+
 def test_pictures_are_kept_only_where_asked_for(problem: Problem, unlearned: Unlearned):
     found = References.prepare(problem, 2, settings=settings(), execution=tiny.QUIET).compare(unlearned)
     assert found.grid is None
+    assert found.embeddings is None
     assert found.restorations[0].unlearned.frechet_distance is None
     assert "What the models restore" not in render(unlearned.record, found)
 
@@ -106,6 +134,7 @@ def test_pictures_are_kept_only_where_asked_for(problem: Problem, unlearned: Unl
 def test_the_page_shows_figures_and_pictures(unlearned: Unlearned, evidence: Evidence):
     page = render(unlearned.record, evidence)
     assert "What is restored" in page
+    assert "Where the restored pictures lie" in page
     assert "pictures.variant" in page
     assert "means of quarters" in page
     assert "<image" in page

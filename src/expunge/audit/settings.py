@@ -48,7 +48,8 @@ class PictureSettings:
         variant: Of the Fréchet distance, where there is a feature network; see `expunge.audit.images`.
         grid: A few pictures of this set stay in the evidence, side by side with what the models make of them, and the
             report shows them; those of the forget and of the retain set are then personal data, and the evidence must
-            be kept and deleted like them.
+            be kept and deleted like them. Where there is a feature network, so do the places of up to 100 pictures of
+            this set and of the holdout in a plane (t-SNE).
     """
 
     count: int = 2000

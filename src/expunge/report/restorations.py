@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from expunge.audit.evidence import Evidence
-from expunge.audit.image_figures import BesideOracles, PictureGrid, Restoration
+from expunge.audit.image_figures import BesideOracles, Restoration
 from expunge.report import words
 from expunge.report.drawing import Picture
-from expunge.report.images import grid_figure
+from expunge.report.images import grid_figure, places_figure
 
 COLUMNS = ("Restoration", "On", "Unlearned", "Original", "Mean oracle", "Oracle band", "Share")
 
@@ -44,10 +44,11 @@ def restoration_note(restorations: Sequence[Restoration]) -> str:
 
 
 def restored_pictures(evidence: Evidence) -> list[Picture]:
-    """The grid, where the evidence keeps one."""
-    grid: PictureGrid | None = evidence.grid
+    """The grid and the places of embeddings, where the evidence keeps them."""
+    grid, places = evidence.grid, evidence.embeddings
     # whoever ran the audit asked for them, and was told what that means
-    return [] if grid is None else [grid_figure(grid.tensors(), shows=grid.shows, personal_data=True, name="restored")]
+    found = [] if grid is None else [grid_figure(grid.tensors(), shows=grid.shows, personal_data=True, name="restored")]
+    return found if places is None else [*found, places_figure(places)]
 
 
 def _row(found: Restoration, name: str, beside: BesideOracles) -> list[str]:
