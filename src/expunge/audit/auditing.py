@@ -194,7 +194,7 @@ class References:
 
     def _described(self) -> dict[str, Any]:
         """The settings, without those of pictures where there are none."""
-        left_out = {"pictures"} if self.sitting.gallery is None else set[str]()
+        left_out = {"pictures": True, "margins": {"ratio"}} if self.sitting.gallery is None else None
         shadows = len(self.shadows.models) if self.shadows else 0
         models = {"oracles": len(self.portraits), "shadows": shadows, "subgroups": list(self.subgroups)}
         return _SETTINGS.dump_python(self.settings, mode="json", exclude=left_out) | models

@@ -302,8 +302,8 @@ class Evidence(Part):
             than a linear head differs.
         fairness: By name of a subgroup, figures by its values before and after; for tasks of two classes, where
             fairlearn is installed.
-        restorations: Of image-to-image models, figures of what is restored by set; empty for other tasks. They are
-            shown and not judged.
+        restorations: Of image-to-image models, figures of what is restored by set; empty for other tasks. Error and
+            Fréchet distance of the forget set are judged too, as logarithms, among the measures.
         grid: A few pictures and what the models make of them, where the audit was asked to keep some.
         embeddings: Where the features of what models restore lie in one plane, under the same condition and where there
             is a feature network.

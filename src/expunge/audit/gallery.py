@@ -18,8 +18,15 @@ from expunge.audit.image_figures import (
     Restoration,
     Shown,
 )
-from expunge.audit.images import against_oracles, fewest_pictures, measure_images, require_enough
+from expunge.audit.images import (
+    against_oracles,
+    fewest_pictures,
+    frechet_closeness,
+    measure_images,
+    require_enough,
+)
 from expunge.audit.settings import PictureSettings
+from expunge.audit.statistics import Quantity
 from expunge.data import MapDataset, subset
 from expunge.errors import MissingNeedError
 from expunge.tasks import ImageToImage
@@ -41,11 +48,13 @@ class Restored:
     Attributes:
         measures: Of each set by name.
         shown: Of the pictures of the grid: (pictures, channels, height, width); None without a grid.
+        frechet: Negative logarithm of the Fréchet distance of the forget set; None where it is not measured.
         embeddings: Features of some pictures by set, where their places are asked for: (pictures, features).
     """
 
     measures: Mapping[str, ImageMeasures]
     shown: Tensor | None
+    frechet: Quantity | None
     embeddings: Mapping[str, Tensor]
 
 
@@ -104,14 +113,21 @@ class Gallery:
         """Let one model restore all of them."""
         measures: dict[str, ImageMeasures] = {}
         embeddings: dict[str, Tensor] = {}
+        frechet: Quantity | None = None
         for name, data in self.sets.items():
             restored, truth, hidden = self._seen(model, data)
             network = None if name in self.small else self.network
-            measures[name] = measure_images(restored, truth, hidden, network=network, variant=self.variant)
+            features = None if network is None else (network.embed(restored), network.embed(truth))
+            measures[name] = measure_images(
+                restored, truth, hidden, network=network, variant=self.variant, features=features
+            )
+            if features is not None and name == "forget":
+                frechet = frechet_closeness(*features, self.variant)
             if self.network is not None and name in self.placed:
                 rows = torch.linspace(0, len(restored) - 1, min(len(restored), MOST_PLACED)).long()
                 embeddings[name] = self.network.embed(restored[rows])
-        return Restored(measures, None if self.grid is None else self._seen(model, self.grid)[0], embeddings)
+        shown = None if self.grid is None else self._seen(model, self.grid)[0]
+        return Restored(measures, shown, frechet, embeddings)
 
     @property
     def placed(self) -> list[str]:

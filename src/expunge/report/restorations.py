@@ -30,7 +30,8 @@ def restoration_rows(restorations: Sequence[Restoration]) -> list[list[str]]:
 def restoration_note(restorations: Sequence[Restoration]) -> str:
     """What the figures are and what they rest on."""
     note = (
-        "Of hidden pixels; none of these decides the verdict. Share: difference from the mean oracle, over it; 0 is "
+        "Of hidden pixels. Error and Fréchet distance of the forget set are judged, by their logarithms, among the "
+        "measures; the other figures do not decide the verdict. Share: difference from the mean oracle, over it; 0 is "
         "like retraining, and more error than an oracle's is as telling as less."
     )
     network = next((found.unlearned for found in restorations if found.unlearned.feature_network), None)
