@@ -19,6 +19,7 @@ from expunge.audit.identity import recipe_name
 from expunge.cli.image_models import corruption_of, image_model, untrained_image_model
 from expunge.cli.job_file import load_job
 from expunge.cli.problems import prepare
+from expunge.cli.summary import _sharing
 from expunge.corruptions import CentreCrop, MaskUnion, PatchAligned, RandomMask, Uncrop
 from expunge.errors import JobError
 from expunge.storage import write_tensors
@@ -73,6 +74,12 @@ def test_a_job_forgets_audits_and_shows_pictures(job: JobFolder) -> None:
     assert result.exit_code == 0, result.output
     found = Evidence.load(job.output)
     assert found.grid is not None
+    assert found.embeddings is not None
+    assert "evidence.json, report.html and model.safetensors may be shared" in " ".join(result.stdout.split())
+    of_the_forgotten = found.model_copy(update={"grid": found.grid.model_copy(update={"shows": "forget"})})
+    assert "evidence.json and report.html may not, for they hold pictures of the forget set" in _sharing(
+        job.output, of_the_forgotten
+    )
     assert found.restorations[0].unlearned.feature_network == "means of quarters"
     assert "<image" in (job.output / "report.html").read_text(encoding="utf-8")
     assert {curve.name for curve in found.curves} == {"relearning", "relearning, head refitted"}

@@ -31,11 +31,17 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     for trained in outcome.trained:
         console.print(f"[dim]{escape(after_training(trained))}[/dim]", soft_wrap=True)
     console.print(f"\nReport: [bold]{escape(str(outcome.report))}[/bold]", soft_wrap=True)
-    console.print(_sharing(outcome.folder), soft_wrap=True)
+    console.print(_sharing(outcome.folder, outcome.evidence), soft_wrap=True)
 
 
-def _sharing(folder: Path) -> str:
+def _sharing(folder: Path, evidence: Evidence | None) -> str:
     weights = f"{PRETRAINED_FOLDER}/" if (folder / PRETRAINED_FOLDER).is_dir() else MODEL_FILE
+    if evidence is not None and evidence.grid is not None and evidence.grid.shows != "holdout":
+        return (
+            f"Of the folder, {RECORD_FILE} and {weights} may be shared; {EVIDENCE_FILE} and {REPORT_FILE} may not, for "
+            f"they hold pictures of the {evidence.grid.shows} set and are to be deleted with it, nor the key "
+            f"({KEY_FILE}) and {JOB_FILE}, because they help to find out who was forgotten."
+        )
     return (
         f"Of the folder, {RECORD_FILE}, {EVIDENCE_FILE}, {REPORT_FILE} and {weights} may be shared; "
         f"the key ({KEY_FILE}) and {JOB_FILE} may not, because they help to find out who was forgotten."
