@@ -171,7 +171,7 @@ def places_figure(found: EmbeddingPlaces, name: str = "places") -> Picture:
     markers = dict(zip(sets, _MARKERS, strict=False))
     models = list(found.places[sets[0]])
     legend: list[Artist] = [
-        Line2D([], [], color=QUIET if each in FORGOTTEN else _LIGHT, marker=marker, linestyle="none", label=label(each))
+        Line2D([], [], color=QUIET if each in FORGOTTEN else _LIGHT, marker=marker, linestyle="none", label=each)
         for each, marker in markers.items()
     ]
     with house_style():
@@ -190,7 +190,7 @@ def places_figure(found: EmbeddingPlaces, name: str = "places") -> Picture:
         counts = "; ".join(f"{each} {len(found.places[each][models[0]])} pictures" for each in sets)
         caption = (
             f"Features of what each model restores, by {found.feature_network}, brought into one plane by t-SNE. "
-            "Pictures to be forgotten, in colour, should lie among the others as those of the oracle do. Distances "
+            "Those of what is to be forgotten, in colour, should lie among the others as those of the oracle do. Distances "
             f"between groups and their sizes mean nothing. Shown: {counts}."
         )
         return Picture(heading, caption, to_svg(figure, name, heading, counts))
