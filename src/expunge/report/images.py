@@ -190,8 +190,8 @@ def places_figure(found: EmbeddingPlaces, name: str = "places") -> Picture:
         counts = "; ".join(f"{each} {len(found.places[each][models[0]])} pictures" for each in sets)
         caption = (
             f"Features of what each model restores, by {found.feature_network}, brought into one plane by t-SNE. "
-            "Those of what is to be forgotten, in colour, should lie among the others as those of the oracle do. Distances "
-            f"between groups and their sizes mean nothing. Shown: {counts}."
+            "Those of what is to be forgotten, in colour, should lie among the others as those of the oracle do. "
+            f"Distances between groups and their sizes mean nothing. Shown: {counts}."
         )
         return Picture(heading, caption, to_svg(figure, name, heading, counts))
 
