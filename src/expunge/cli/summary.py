@@ -33,7 +33,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     for trained in outcome.trained:
         console.print(f"[dim]{escape(after_training(trained))}[/dim]", soft_wrap=True)
     console.print(f"\nReport: [bold]{escape(str(outcome.report))}[/bold]", soft_wrap=True)
-    console.print(_sharing(outcome.folder), soft_wrap=True)
+    console.print(_sharing(outcome.folder, outcome.evidence), soft_wrap=True)
     log = uncompacted_log(outcome.folder, record)
     if log is not None:
         console.print(
@@ -44,16 +44,28 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         )
 
 
-def _sharing(folder: Path) -> str:
+def _sharing(folder: Path, evidence: Evidence | None) -> str:
     """Which of the files that are there may be shared, and which not."""
     weights = f"{PRETRAINED_FOLDER}/" if (folder / PRETRAINED_FOLDER).is_dir() else MODEL_FILE
-    open_to_all = [name for name in (RECORD_FILE, EVIDENCE_FILE, REPORT_FILE, weights) if (folder / name).exists()]
-    private = {KEY_FILE: f"the key ({KEY_FILE})", STATE_FILE: f"the state ({STATE_FILE})", JOB_FILE: JOB_FILE}
-    kept = [said for name, said in private.items() if (folder / name).exists()]
-    return (
-        f"Of the folder, {words.listing(open_to_all)} may be shared; {words.listing(kept)} may not, because they help "
-        "to find out who was forgotten."
-    )
+    named = {KEY_FILE: f"the key ({KEY_FILE})", STATE_FILE: f"the state ({STATE_FILE})"}
+    there = [
+        name
+        for name in (RECORD_FILE, EVIDENCE_FILE, REPORT_FILE, weights, KEY_FILE, STATE_FILE, JOB_FILE)
+        if (folder / name).exists()
+    ]
+    telling = [name for name in there if name in (KEY_FILE, STATE_FILE, JOB_FILE)]
+    pictured = []
+    if evidence is not None and evidence.grid is not None and evidence.grid.shows != "holdout":
+        pictured = [name for name in there if name in (EVIDENCE_FILE, REPORT_FILE)]
+    shared = [name for name in there if name not in telling and name not in pictured]
+    said = f"Of the folder, {words.listing(shared)} may be shared; "
+    if evidence is not None and evidence.grid is not None and pictured:
+        said += (
+            f"{words.listing(pictured)} may not, for they hold pictures of the {evidence.grid.shows} set and are to be "
+            "deleted with it; "
+        )
+    kept = words.listing([named.get(name, name) for name in telling])
+    return f"{said}{kept} may not, because they help to find out who was forgotten."
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:

@@ -111,7 +111,9 @@ def all_tables(record: Record, evidence: Evidence | None) -> list[Table]:
 
 
 def _measures(evidence: Evidence) -> Table:
-    return Table("Measures", _MEASURE_COLUMNS, [_measure_row(measure) for measure in evidence.measures], _BAND_NOTE)
+    shares = "shares between 0 and 1"
+    note = _BAND_NOTE.replace(shares, f"{shares}, or logarithms (log)") if evidence.restorations else _BAND_NOTE
+    return Table("Measures", _MEASURE_COLUMNS, [_measure_row(measure) for measure in evidence.measures], note)
 
 
 def _groups(evidence: Evidence) -> list[Table]:
