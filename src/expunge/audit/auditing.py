@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 from torch import nn
 
 from expunge.audit import examples
@@ -35,7 +34,6 @@ from expunge.problem import Problem
 from expunge.training import Execution, Run, reproducible
 from expunge.unlearning import Record, Unlearned
 
-_SETTINGS = TypeAdapter(AuditSettings)
 _MOST_SUBGROUPS = 50
 
 
@@ -193,11 +191,9 @@ class References:
         return gallery.places(unlearned.restored, self.original.restored, oracle)
 
     def _described(self) -> dict[str, Any]:
-        """The settings, without those of pictures where there are none."""
-        left_out = {"pictures": True, "margins": {"ratio"}} if self.sitting.gallery is None else None
         shadows = len(self.shadows.models) if self.shadows else 0
         models = {"oracles": len(self.portraits), "shadows": shadows, "subgroups": list(self.subgroups)}
-        return _SETTINGS.dump_python(self.settings, mode="json", exclude=left_out) | models
+        return self.settings.described(pictures=self.sitting.gallery is not None) | models
 
 
 def audit(

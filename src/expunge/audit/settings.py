@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import get_args
+from typing import Any, get_args
+
+from pydantic import TypeAdapter
 
 from expunge.audit.image_figures import FrechetVariant, Shown
 from expunge.audit.relearning import Relearning
@@ -93,6 +95,11 @@ class AuditSettings:
         require_whole(self, "neighbours", least=0)
         if any(not 2 <= bits <= 16 for bits in self.bits):
             raise SettingError(f"bits must lie between 2 and 16, not {self.bits}")
+
+    def described(self, *, pictures: bool) -> dict[str, Any]:
+        """As evidence keeps them, without those of pictures where the task has none."""
+        left_out = None if pictures else {"pictures": True, "margins": {"ratio"}}
+        return TypeAdapter(AuditSettings).dump_python(self, mode="json", exclude=left_out)
 
 
 class Level(StrEnum):

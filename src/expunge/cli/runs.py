@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
-from pydantic import TypeAdapter
 
 from expunge.audit import AuditSettings, Evidence, FleetSettings, Level, audit
 from expunge.audit.choosing import ExecutorName, Expected
@@ -243,7 +242,7 @@ def _kept_evidence(job: Job, folder: Path, settings: AuditSettings, say: Say) ->
     evidence, before = Evidence.load(folder), load_job(folder / JOB_FILE)
     if job.audit is None:
         return evidence
-    wanted = TypeAdapter(AuditSettings).dump_python(settings, mode="json")
+    wanted = settings.described(pictures=bool(evidence.restorations))
     wanted |= {"oracles": job.audit.oracles, "shadows": job.audit.shadows, "subgroups": list(job.audit.subgroups)}
     changed = [name for name, value in wanted.items() if evidence.settings.get(name) != value]
     changed += ["seed"] if evidence.seed != job.seed else []
