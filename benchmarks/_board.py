@@ -23,7 +23,7 @@ from _board_data import (
     oracle,
     original,
 )
-from _board_methods import Entry, Spending, entries
+from _board_methods import Entry, entries
 from expunge import (
     AuditSettings,
     Evidence,
@@ -40,6 +40,7 @@ from expunge import (
 from expunge.audit.gap import gap, gaps_of_oracles
 from expunge.data import MapDataset, subset
 from expunge.errors import DivergedError
+from expunge.recommending import Spending
 from expunge.storage import read_tensors, write_tensors
 from expunge.training import reproducible
 from expunge.training.seeds import generator

@@ -75,6 +75,7 @@ if typing.TYPE_CHECKING:
     )
     from expunge.privacy import Certificate, Constant, DeletionBudget, Origin, Tier
     from expunge.problem import DeletionState, Problem, Recipe, Split, split
+    from expunge.recommending import Recommendation, recommend
     from expunge.states import (
         ClosedForm,
         HeadOptimum,
@@ -154,6 +155,7 @@ __all__ = [
     "RandomEncoder",
     "RandomLabel",
     "Recipe",
+    "Recommendation",
     "Record",
     "References",
     "Regression",
@@ -178,13 +180,25 @@ __all__ = [
     "Verdict",
     "audit",
     "load_state",
+    "recommend",
     "record",
     "save_state",
     "split",
     "unlearn",
 ]
 
-_LAYERS = ("errors", "tasks", "problem", "training", "privacy", "states", "methods", "unlearning", "audit")
+_LAYERS = (
+    "errors",
+    "tasks",
+    "problem",
+    "training",
+    "privacy",
+    "states",
+    "methods",
+    "unlearning",
+    "audit",
+    "recommending",
+)
 """Where the names above are, from the bottom up: what is looked through for a name lies below it."""
 
 

@@ -65,18 +65,6 @@ def test_the_nearest_method_stands_first_and_deviations_are_marked() -> None:
     assert any(line.startswith("| *found with 80 % power* |") and "0.300" in line for line in lines)
 
 
-def test_budgets_are_counted_in_examples() -> None:
-    from _board_methods import Spending
-
-    spending = Spending(examples=3000, retain=1000, forget=100, batch_size=64, classes=10)
-
-    assert spending.epochs() == pytest.approx(3)
-    assert spending.epochs(1, 1, fixed=800) == pytest.approx(2)
-    assert spending.whole(1, 1) == 2
-    assert spending.whole(1, 1, fixed=5000) == 1
-    assert spending.alone() == 10
-
-
 def test_every_method_for_classifiers_has_a_row_or_a_reason() -> None:
     import expunge.methods
     from _board_methods import ABSENT, ENTRIES
@@ -87,7 +75,7 @@ def test_every_method_for_classifiers_has_a_row_or_a_reason() -> None:
     suited = {each.__name__ for each in ours if any(issubclass(Classification, task) for task in each.tasks)}
     listed = {*ENTRIES, *(name for names in ABSENT for name in names.split(", "))}
 
-    assert suited - {"Method", "FineTune", "Retrain", "ExtrapolatedTuning"} <= listed
+    assert suited - {"Method", "Retrain"} <= listed
 
 
 @pytest.mark.slow
