@@ -12,6 +12,7 @@ from expunge.audit.evidence import EVIDENCE_FILE, Measure, Side
 from expunge.cli.costs import after_training, training_facts
 from expunge.cli.job import JOB_FILE
 from expunge.cli.methods import Installed
+from expunge.cli.recommending import print_choice
 from expunge.cli.runs import Outcome
 from expunge.pretrained import PRETRAINED_FOLDER
 from expunge.report import REPORT_FILE, words
@@ -28,6 +29,9 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         console.print(f"{record.method} took {words.duration(record.seconds)}; it was not audited.")
     else:
         _print_evidence(console, outcome.evidence)
+    if record.choice is not None:
+        console.print(f"\nChosen: {record.method}, from {len(record.choice.ranking)} trials on a rehearsal:")
+        print_choice(console, record.choice)
     for trained in outcome.trained:
         console.print(f"[dim]{escape(after_training(trained))}[/dim]", soft_wrap=True)
     console.print(f"\nReport: [bold]{escape(str(outcome.report))}[/bold]", soft_wrap=True)

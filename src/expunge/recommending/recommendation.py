@@ -22,8 +22,8 @@ from expunge.recommending.shelf import TrialShelf, Tried
 from expunge.tasks import Classification
 from expunge.training import Execution, Supervised, bar
 from expunge.training.seeds import derive
-from expunge.unlearning import Unlearned, unlearn
-from expunge.unlearning.record import Choice, TrialRecord, plain
+from expunge.unlearning import Choice, TrialRecord, Unlearned, unlearn
+from expunge.unlearning.record import plain
 
 RATES = (1.0, 4.0, 16.0)
 _BATCH = 64  # where a recipe of the user's own does not say how many examples it takes a step
@@ -53,11 +53,9 @@ class Recommendation:
         resume: bool = False,
     ) -> Unlearned:
         """Run the method on the real request; the record holds the ranking. See `expunge.unlearn`."""
-        done = unlearn(
+        return unlearn(
             self.problem, self.method, seed=seed, execution=execution, checkpoint_dir=checkpoint_dir, resume=resume
-        )
-        record = done.record.model_copy(update={"choice": self.choice}).sealed(done.key)
-        return replace(done, record=record)
+        ).chosen_by(self.choice)
 
 
 def recommend(
@@ -132,9 +130,8 @@ def recommend(
     allowed = [key for key in ranking if _allowed(tried[key], wanted)]
     if not allowed:
         reasons = "".join(f"; {name}: {reason}" for name, reason in refused.items())
-        raise SettingError(
-            f"no method came to a result within {wanted} in the rehearsal; raise the budget, or name other rates{reasons}"
-        )
+        advice = "raise the budget, or name other rates"
+        raise SettingError(f"no method came to a result within {wanted} in the rehearsal; {advice}{reasons}")
     name, rate = allowed[0]
     choice = Choice(
         budget=str(wanted),
