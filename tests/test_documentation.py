@@ -94,6 +94,17 @@ def test_the_page_on_text() -> None:
     assert phase.history[-1] < phase.history[0]
 
 
+def test_the_page_on_choosing_a_method() -> None:
+    names: dict[str, Any] = {}
+    for code in blocks("docs/recommending.md"):
+        exec(code, names)
+
+    choice = names["forgotten"].record.choice
+    assert {trial.method for trial in choice.ranking} == {"FineTune", "NegGradPlus", "SelectiveReset"}
+    assert len(choice.ranking) == 6
+    assert choice.chosen == 0
+
+
 @pytest.mark.slow
 def test_the_page_on_images() -> None:
     names: dict[str, Any] = {}

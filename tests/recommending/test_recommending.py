@@ -147,6 +147,7 @@ def test_the_seal_of_a_record_without_a_choice_is_as_it_was() -> None:
     record = real_and_sham().unlearn(execution=tiny.QUIET).record.model_copy(update={"choice": None})
     fields = record.model_dump(mode="json", exclude={"seal", "choice"})
     assert Record.model_validate(fields | {"seal": "x"}).sealed(b"key").seal == record.sealed(b"key").seal
+    assert not record.sealed(b"key").model_copy(update={"choice": real_and_sham().choice}).is_sealed_by(b"key")
 
 
 def test_the_same_seed_gives_the_same_ranking() -> None:
