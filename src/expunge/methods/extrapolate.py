@@ -41,7 +41,7 @@ class Extrapolate(Method):
         batch_size: Examples a step.
         algorithm: The optimiser.
         weight_decay: Its weight decay.
-        clip_norm: Largest gradient norm.
+        clip_norm: Largest gradient norm; None for any.
         schedule: Of the learning rate.
     """
 
@@ -61,7 +61,9 @@ class Extrapolate(Method):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require_positive(self, "extrapolation", "learning_rate", "epochs", "clip_norm")
+        require_positive(self, "extrapolation", "learning_rate", "epochs")
+        if self.clip_norm is not None:
+            require_positive(self, "clip_norm")
         require_at_least(self, 0, "weight_decay")
         require_whole(self, "batch_size")
         require_one_of(self, "algorithm", Algorithm)
