@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def squared_gradients(
 @pytest.mark.parametrize("classes", [(0,), ()])
 def test_selective_reset_follows_the_formula(classes: tuple[int, ...], trained: Callable[[str], Problem]) -> None:
     problem, seed = dataclasses.replace(trained("small_cnn"), classes=classes), 3
-    method = SelectiveReset(4, 0.4, learning_rate=0.02, batch_size=WHOLE)
+    method = SelectiveReset(4, share=0.4, learning_rate=0.02, batch_size=WHOLE)
     model = copy.deepcopy(problem.model).eval()
     inputs, labels = tiny.tensors_of(problem.retain)
     with torch.no_grad():
@@ -87,7 +88,7 @@ def test_the_most_specific_are_the_highest_of_all_tensors_together() -> None:
 def test_biases_and_normalisation_are_not_reset(trained: Callable[[str], Problem]) -> None:
     """With a rate of nearly nothing, what has moved is what was reset."""
     problem = trained("small_cnn")
-    method = SelectiveReset(1, 0.25, learning_rate=1e-12, weight_decay=0.0, batch_size=WHOLE)
+    method = SelectiveReset(1, share=0.25, learning_rate=1e-12, weight_decay=0.0, batch_size=WHOLE)
     model = unlearn(problem, method, execution=tiny.QUIET).model
     moved = total = 0
     for name, weight in model.named_parameters():
@@ -99,7 +100,7 @@ def test_biases_and_normalisation_are_not_reset(trained: Callable[[str], Problem
 
 @pytest.mark.parametrize("shape", ["mlp", "small_cnn", "ViT"])
 def test_what_was_reset_is_drawn_from_the_seed(shape: str, trained: Callable[[str], Problem]) -> None:
-    method = SelectiveReset(1, 0.5, learning_rate=1e-12, batch_size=WHOLE)
+    method = SelectiveReset(1, share=0.5, learning_rate=1e-12, batch_size=WHOLE)
     models = [unlearn(trained(shape), method, seed=seed, execution=tiny.QUIET).model for seed in (0, 0, 1)]
     assert torch.equal(tiny.flat(models[0]), tiny.flat(models[1]))
     assert (tiny.flat(models[0]) - tiny.flat(models[2])).abs().max() > 1e-2
@@ -154,7 +155,7 @@ def test_extrapolate_follows_the_formula(trained: Callable[[str], Problem]) -> N
             module.reset_running_stats()
             module.momentum = 1.0
     model(inputs)
-    method = Extrapolate(2.5, 0.2, 4, WHOLE, Algorithm.SGD, clip_norm=None)
+    method = Extrapolate(2.5, learning_rate=0.2, epochs=4, batch_size=WHOLE, algorithm=Algorithm.SGD, clip_norm=None)
     result = unlearn(problem, method, execution=tiny.QUIET).model
     assert (tiny.flat(model) - tiny.flat(problem.model)).abs().max() > 1e-2
     assert torch.allclose(tiny.flat(result), tiny.flat(model), atol=1e-4)
@@ -228,3 +229,38 @@ def test_too_few_to_leave_some_out_are_refused(mlp_problem: Problem) -> None:
     few = dataclasses.replace(mlp_problem, retain=torch.utils.data.Subset(mlp_problem.retain, range(9)))
     with pytest.raises(SettingError, match=r"9 held examples are too few to leave a tenth"):
         unlearn(few, Extrapolate(), execution=tiny.QUIET)
+
+
+def test_the_factor_is_found_on_what_neither_model_has_seen(mlp_problem: Problem, monkeypatch: Any) -> None:
+    """Of the holdout, examples of classes that are kept; without one, a tenth of the retain set is not tuned on."""
+    data = tiny.vectors(seed=9)
+    seen: list[tuple[int, set[int]]] = []
+
+    def spy(run: Run, original: nn.Module, tuned: nn.Module, retain: Any, dataset: Any, measure: Any) -> Any:
+        seen.append((len(retain), set(run.task.labels_of(dataset).tolist())))
+        return [[torch.tensor([float(factor > 2)])] for factor in (0, *FACTORS)]
+
+    monkeypatch.setattr("expunge.methods.extrapolate.over_factors", spy)
+    for problem in (mlp_problem, dataclasses.replace(mlp_problem, holdout=data)):
+        record = unlearn(problem, Extrapolate(epochs=1), execution=tiny.QUIET).record
+        assert record.phases[0].measured["extrapolation"] == 2.0
+    assert seen[0] == (81, seen[0][1] & {1, 2, 3})
+    assert seen[1] == (90, {1, 2, 3})
+
+
+def test_a_budget_is_a_share_of_the_passes_of_a_retrain(mlp_problem: Problem) -> None:
+    """The recipe takes 8 passes over 90 examples; all 30 forget examples and 90 retained ones are measured."""
+    asked = SelectiveReset(budget=0.5, learning_rate=0.01, batch_size=90)
+    phases = unlearn(mlp_problem, asked, execution=tiny.QUIET).record.phases
+    assert [phase.name for phase in phases] == ["importance-forget", "importance-retain", "learn again"]
+    assert phases[2].steps == 3  # 4 passes, less a third and 120 / 90, which leaves 2.33, begun ones whole
+    tuned = unlearn(mlp_problem, Extrapolate(1.5, budget=0.5, batch_size=90), execution=tiny.QUIET).record.phases
+    assert tuned[0].steps == 4
+    without = dataclasses.replace(mlp_problem, recipe=lambda dataset, seed: mlp_problem.model)
+    for method in (asked, Extrapolate(budget=0.5)):
+        with pytest.raises(MissingNeedError, match="only a `Supervised` recipe tells: pass"):
+            method.require(without)
+    with pytest.raises(
+        SettingError, match=r"budget must be above 0\.208 here, not 0\.2: what is done besides training costs"
+    ):
+        unlearn(mlp_problem, SelectiveReset(budget=0.2), execution=tiny.QUIET)
