@@ -1,5 +1,6 @@
 """SelectiveReset: draw anew the weights that are most specific to the forget set, and learn the rest again."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
@@ -9,13 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expunge.data import MapDataset, subset
-from expunge.errors import ModelError
+from expunge.errors import ModelError, SettingError
 from expunge.methods._budget import FORWARD, passes_within
 from expunge.methods._distillation import logits_of, softened_divergence
 from expunge.methods._initialise import scrambled
 from expunge.methods.base import Maturity, Method, Need, Tier
 from expunge.problem import Problem
-from expunge.settings import require_at_least, require_between, require_one_of, require_positive, require_whole
+from expunge.settings import (
+    require_at_least,
+    require_below,
+    require_between,
+    require_one_of,
+    require_positive,
+    require_whole,
+)
 from expunge.tasks import Batch, Classification
 from expunge.training import Algorithm, Optimizer, Run, Schedule, Term, mean_by_batch, mean_by_example
 
@@ -34,7 +42,7 @@ class SelectiveReset(Method):
         epochs: Passes over the retain set. The more there are, the more can be reset.
         budget: Share of a retrain that everything may cost, such as .2, instead of `epochs`; passes follow from those
             of the problem's `Supervised` recipe, less what measuring and asking the original cost.
-        share: Of the weights that are reset; by default what `share_for` says of the passes.
+        share: Of the weights that are reset; by default a tenth for each 40 steps, at most .3.
         estimate: Of a weight's importance: squared gradients of single `example`s, or of `batch`es.
         measured_on: Most examples of each set by which it is measured.
         distilled: Weight of what the original says; that of labels is the rest to 1.
@@ -67,9 +75,12 @@ class SelectiveReset(Method):
         """Check the ranges."""
         require_positive(self, "epochs", "temperature", "learning_rate", "momentum")
         require_between(self, 0, 1, "budget", "share")
+        require_below(self, 1, "momentum")
         require_at_least(self, 0, "distilled", "weight_decay")
         require_whole(self, "measured_on", "batch_size")
         require_one_of(self, "estimate", ("batch", "example"))
+        if self.distilled > 1:
+            raise SettingError(f"distilled must be at most 1, not {self.distilled!r}")
 
     def require(self, problem: Problem) -> None:
         """Raise where something is missing, or the budget cannot be met."""
@@ -89,7 +100,7 @@ class SelectiveReset(Method):
         task, retain = cast(Classification, problem.task), cast(MapDataset, problem.retain)
         model = run.copy(problem.model)
         epochs = self.passes(problem)
-        share = self.share or share_for(epochs)
+        share = self.share or share_for(epochs * math.ceil(len(retain) / self.batch_size))
         reset = most_specific(self.specificity(problem, run), share)
         fresh = dict(scrambled(run, problem.model).named_parameters())
         with torch.no_grad():
@@ -102,9 +113,8 @@ class SelectiveReset(Method):
         def objective(model: nn.Module, batch: Batch, teacher: Tensor) -> Tensor:
             logits = task.outputs(model, batch)
             labels = F.cross_entropy(logits, batch["labels"], reduction="none")
-            return (1 - self.distilled) * labels + self.distilled * softened_divergence(
-                logits, teacher, self.temperature
-            )
+            told = softened_divergence(logits, teacher, self.temperature)
+            return (1 - self.distilled) * labels + self.distilled * told
 
         optimizer = Optimizer(
             self.learning_rate,
@@ -138,9 +148,12 @@ class SelectiveReset(Method):
         return {name: forget[name] / retain[name].clamp(min=torch.finfo(retain[name].dtype).tiny) for name in names}
 
 
-def share_for(epochs: float) -> float:
-    """The share of weights to reset where so many passes over the retain set follow."""
-    return 0.3
+def share_for(steps: float) -> float:
+    """The share of weights to reset where so many steps of training follow: a tenth for each 40, at most .3.
+
+    Ours, read off `benchmarks/results/removal_development-quick.json`.
+    """
+    return min(_LARGEST_SHARE, steps * _SHARE_PER_STEP)
 
 
 def most_specific(ratios: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -153,3 +166,4 @@ def most_specific(ratios: Mapping[str, Tensor], share: float) -> dict[str, Tenso
 
 
 _BATCH = 16
+_LARGEST_SHARE, _SHARE_PER_STEP = 0.3, 0.1 / 40
