@@ -130,6 +130,18 @@ def test_the_page_on_data_that_are_gone(capsys: pytest.CaptureFixture[str]) -> N
     assert (names["without_0"](names["inputs"]).argmax(1) == 0).double().mean() < 0.05
 
 
+def test_the_page_on_removal(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("docs/removal.md")
+    names: dict[str, Any] = {}
+    exec(code, names)
+
+    assert tiny.accuracy(names["reset"].model, names["parts"].forget, names["task"]) < 0.1
+    assert tiny.accuracy(names["reset"].model, names["parts"].retain, names["task"]) > 0.9
+    assert names["method"].extrapolation >= 1
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said] == ["reset", "went"]
+
+
 def test_the_page_on_the_methods_of_the_field(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = blocks("docs/baselines.md")
     names: dict[str, Any] = {}

@@ -10,6 +10,7 @@ from expunge.data import MapDataset, subset
 from expunge.errors import SettingError
 from expunge.image_models.base import masked_mean
 from expunge.methods._normalisation import remeasure_statistics
+from expunge.problem import Problem
 from expunge.tasks import Batch, ImageToImage
 from expunge.tasks.image_to_image import ImageBatch
 from expunge.training import Run, over_batches
@@ -17,9 +18,29 @@ from expunge.training import Run, over_batches
 FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 """How far to go: 1 is where the tuning led."""
 
-_LEFT_OUT, _MOST_LEFT_OUT = 0.1, 500
+_LEFT_OUT, MOST_LEFT_OUT = 0.1, 500
 
 T = TypeVar("T")
+
+
+def parted(problem: Problem, run: Run) -> tuple[MapDataset, MapDataset]:
+    """Data to tune on, and data to find the factor with, which are of kinds that are kept.
+
+    The latter is the holdout without classes that are named, where there is one: neither the original nor the tuned
+    model has seen it. Otherwise it is left out of the retain set, which the original has seen, so that the factor that
+    does no harm comes out smaller.
+    """
+    retain, holdout = cast(MapDataset, problem.retain), problem.holdout
+    if holdout is None:
+        return left_out(retain, run)
+    if problem.classes:
+        labels = cast(Tensor, problem.task.labels_of(holdout))
+        kept = (~torch.isin(labels, torch.tensor(problem.classes))).nonzero().flatten()
+        if len(kept) == 0:
+            return left_out(retain, run)
+        holdout = subset(holdout, kept)
+    drawn = torch.randperm(len(holdout), generator=run.generator("unseen"))[:MOST_LEFT_OUT]
+    return retain, subset(holdout, drawn.sort().values)
 
 
 def left_out(data: MapDataset, run: Run) -> tuple[MapDataset, MapDataset]:
@@ -28,7 +49,7 @@ def left_out(data: MapDataset, run: Run) -> tuple[MapDataset, MapDataset]:
     Raises:
         SettingError: There are too few.
     """
-    count = min(int(len(data) * _LEFT_OUT), _MOST_LEFT_OUT)
+    count = min(int(len(data) * _LEFT_OUT), MOST_LEFT_OUT)
     if count < 1:
         raise SettingError(
             f"{len(data)} held examples are too few to leave a tenth of them out, by which to find how far to go; pass "

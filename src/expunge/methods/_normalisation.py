@@ -10,7 +10,7 @@ from expunge.data import MapDataset, View
 from expunge.training import Run
 from expunge.training.batches import fetch
 
-_MOST_EXAMPLES, _BATCH = 2048, 256
+MOST_EXAMPLES, _BATCH = 512, 256
 
 
 def has_statistics(model: nn.Module) -> bool:
@@ -21,13 +21,13 @@ def has_statistics(model: nn.Module) -> bool:
 def remeasure_statistics(run: Run, model: nn.Module, dataset: MapDataset) -> None:
     """Replace running means and variances, in place, by their plain averages over batches of a dataset.
 
-    At most 2,048 examples are read, drawn at random, 256 at a time. Only these layers are in training mode while that
+    At most 512 examples are read, drawn at random, 256 at a time. Only these layers are in training mode while that
     lasts, so no dropout and no other layer differs from evaluation; a model without such layers stays as it is.
     """
     layers = _layers(model)
     if not layers:
         return
-    drawn = torch.randperm(len(dataset), generator=run.generator("statistics"))[:_MOST_EXAMPLES]
+    drawn = torch.randperm(len(dataset), generator=run.generator("statistics"))[:MOST_EXAMPLES]
     size = min(_BATCH, run.execution.micro_batch_size or _BATCH)
     modes = [(layer, layer.training, layer.momentum) for layer in layers]
     view, was_training = View.of(dataset), model.training

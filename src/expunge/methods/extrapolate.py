@@ -8,10 +8,19 @@ import torch
 from torch import nn
 
 from expunge.data import MapDataset
-from expunge.methods._extrapolation import FACTORS, extrapolated, largest_harmless, left_out, over_factors
+from expunge.methods._budget import FORWARD, passes_within
+from expunge.methods._extrapolation import (
+    FACTORS,
+    MOST_LEFT_OUT,
+    extrapolated,
+    largest_harmless,
+    over_factors,
+    parted,
+)
+from expunge.methods._normalisation import MOST_EXAMPLES, has_statistics
 from expunge.methods.base import Maturity, Method, Need, Tier, require_need
 from expunge.problem import Problem, Recipe
-from expunge.settings import require_at_least, require_one_of, require_positive, require_whole
+from expunge.settings import require_at_least, require_between, require_one_of, require_positive, require_whole
 from expunge.training import (
     Algorithm,
     Execution,
@@ -30,18 +39,21 @@ class Extrapolate(Method):
     """Set the weights to p + c (q - p): p are those of the original, q those after tuning it on the retain set.
 
     What fades while a model is tuned without the forget set fades further in the same direction; no forget example is
-    read. c is the largest of 1, 1.25, 1.5, 2, 2.5, 3 and 4 at which the mean loss of retained examples that were left
-    out of the tuning is no higher than the original's; no retrained model is needed to find it. The record holds it.
-    It can also be given, for instance by `calibrated`. Statistics of BatchNorm are measured anew on retained examples.
+    read. c is the largest of 1, 1.25, 1.5, 2, 2.5, 3 and 4 at which the mean loss on 500 examples that the tuning has
+    not seen is no higher than the original's: of the holdout without the classes to forget, or, where there is none, of
+    a tenth of the retain set that is left out. No retrained model is needed to find it, and the record holds it. It can
+    also be given, for instance by `calibrated`. Statistics of BatchNorm are measured anew on retained examples.
 
     Args:
         extrapolation: c, if it is not to be found.
         learning_rate: The peak rate. Default ours, as all of these.
-        epochs: Passes over the retain set: what the method costs.
+        epochs: Passes over the retain set.
+        budget: Share of a retrain that everything may cost, such as .2, instead of `epochs`; passes follow from those
+            of the problem's `Supervised` recipe, less what finding c and measuring statistics anew cost.
         batch_size: Examples a step.
         algorithm: The optimiser.
         weight_decay: Its weight decay.
-        clip_norm: Largest gradient norm.
+        clip_norm: Largest gradient norm; None for any.
         schedule: Of the learning rate.
     """
 
@@ -53,6 +65,7 @@ class Extrapolate(Method):
     extrapolation: float | None = None
     learning_rate: float = 3e-3
     epochs: float = 6
+    budget: float | None = None
     batch_size: int = 128
     algorithm: Algorithm = Algorithm.ADAMW
     weight_decay: float = 0.0
@@ -61,18 +74,34 @@ class Extrapolate(Method):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require_positive(self, "extrapolation", "learning_rate", "epochs", "clip_norm")
+        require_positive(self, "extrapolation", "learning_rate", "epochs")
+        if self.clip_norm is not None:
+            require_positive(self, "clip_norm")
+        require_between(self, 0, 1, "budget")
         require_at_least(self, 0, "weight_decay")
         require_whole(self, "batch_size")
         require_one_of(self, "algorithm", Algorithm)
         require_one_of(self, "schedule", Schedule)
 
+    def require(self, problem: Problem) -> None:
+        """Raise where something is missing, or the budget cannot be met."""
+        super().require(problem)
+        self.passes(problem)
+
+    def passes(self, problem: Problem) -> float:
+        """Passes over the retain set that tune the model."""
+        if self.budget is None:
+            return self.epochs
+        looks = 1 if self.extrapolation is not None else 1 + len(FACTORS)
+        measured = looks * (MOST_EXAMPLES * has_statistics(problem.model)) + (looks - 1) * MOST_LEFT_OUT
+        return passes_within(problem, self.budget, FORWARD * measured / len(cast(MapDataset, problem.retain)))
+
     def apply(self, problem: Problem, run: Run) -> nn.Module:
         """Tune a copy of the model, find how far to go, and go there."""
         retain, original = cast(MapDataset, problem.retain), run.frozen(problem.model)
-        tuning, unseen = left_out(retain, run) if self.extrapolation is None else (retain, retain)
+        tuning, unseen = parted(problem, run) if self.extrapolation is None else (retain, retain)
         model = run.copy(problem.model)
-        record = self.tune(run, model, tuning)
+        record = self.tune(run, model, tuning, self.passes(problem))
         factor = self.extrapolation
         if factor is None:
             losses = over_factors(run, original, model, tuning, unseen, run.task.losses)
@@ -80,8 +109,8 @@ class Extrapolate(Method):
         record.measured["extrapolation"] = factor
         return extrapolated(run, original, model, factor, tuning).eval()
 
-    def tune(self, run: Run, model: nn.Module, data: MapDataset) -> PhaseRecord:
-        """Train a model in place, as a phase of its own."""
+    def tune(self, run: Run, model: nn.Module, data: MapDataset, epochs: float) -> PhaseRecord:
+        """Train a model in place for so many passes, as a phase of its own."""
         optimizer = Optimizer(
             self.learning_rate,
             self.algorithm,
@@ -91,7 +120,7 @@ class Extrapolate(Method):
             schedule=self.schedule,
         )
         term = Term(data, run.task.losses, batch_size=self.batch_size)
-        return run.train("tune", model, [term], optimizer, epochs=self.epochs)
+        return run.train("tune", model, [term], optimizer, epochs=epochs)
 
 
 def calibrated(
@@ -127,7 +156,7 @@ def calibrated(
         oracle = cast(Recipe, rehearsal.recipe)(retain, run.seed)
         wanted = torch.cat(over_batches(run, run.frozen(oracle), absent, run.task.outputs))
         original, tuned = run.frozen(rehearsal.model), run.copy(rehearsal.model)
-        method.tune(run, tuned, retain)
+        method.tune(run, tuned, retain, method.passes(rehearsal))
         outputs = over_factors(run, original, tuned, retain, absent, run.task.outputs)
         distances = [float(run.task.divergence(torch.cat(each), wanted).mean()) for each in outputs[1:]]
     return dataclasses.replace(method, extrapolation=FACTORS[min(range(len(FACTORS)), key=distances.__getitem__)])

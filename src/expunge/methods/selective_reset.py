@@ -1,5 +1,6 @@
 """SelectiveReset: draw anew the weights that are most specific to the forget set, and learn the rest again."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
@@ -9,12 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expunge.data import MapDataset, subset
-from expunge.errors import ModelError
+from expunge.errors import ModelError, SettingError
+from expunge.methods._budget import FORWARD, passes_within
 from expunge.methods._distillation import logits_of, softened_divergence
 from expunge.methods._initialise import scrambled
 from expunge.methods.base import Maturity, Method, Need, Tier
 from expunge.problem import Problem
-from expunge.settings import require_at_least, require_between, require_one_of, require_positive, require_whole
+from expunge.settings import (
+    require_at_least,
+    require_below,
+    require_between,
+    require_one_of,
+    require_positive,
+    require_whole,
+)
 from expunge.tasks import Batch, Classification
 from expunge.training import Algorithm, Optimizer, Run, Schedule, Term, mean_by_batch, mean_by_example
 
@@ -31,7 +40,9 @@ class SelectiveReset(Method):
 
     Args:
         epochs: Passes over the retain set. The more there are, the more can be reset.
-        share: Of the weights that are reset; by default what `share_for` says of the passes.
+        budget: Share of a retrain that everything may cost, such as .2, instead of `epochs`; passes follow from those
+            of the problem's `Supervised` recipe, less what measuring and asking the original cost.
+        share: Of the weights that are reset; by default a tenth for each 40 steps, at most .3.
         estimate: Of a weight's importance: squared gradients of single `example`s, or of `batch`es.
         measured_on: Most examples of each set by which it is measured.
         distilled: Weight of what the original says; that of labels is the rest to 1.
@@ -49,30 +60,48 @@ class SelectiveReset(Method):
     tasks: ClassVar = (Classification,)
 
     epochs: float = 2
+    budget: float | None = None
     share: float | None = None
     estimate: Literal["batch", "example"] = "batch"
-    measured_on: int = 1000
+    measured_on: int = 256
     distilled: float = 0.5
     temperature: float = 2.0
     learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    batch_size: int = 128
+    batch_size: int = 64
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         require_positive(self, "epochs", "temperature", "learning_rate", "momentum")
-        require_between(self, 0, 1, "share")
+        require_between(self, 0, 1, "budget", "share")
+        require_below(self, 1, "momentum")
         require_at_least(self, 0, "distilled", "weight_decay")
         require_whole(self, "measured_on", "batch_size")
         require_one_of(self, "estimate", ("batch", "example"))
+        if self.distilled > 1:
+            raise SettingError(f"distilled must be at most 1, not {self.distilled!r}")
+
+    def require(self, problem: Problem) -> None:
+        """Raise where something is missing, or the budget cannot be met."""
+        super().require(problem)
+        self.passes(problem)
+
+    def passes(self, problem: Problem) -> float:
+        """Passes over the retain set that train the model."""
+        if self.budget is None:
+            return self.epochs
+        forget, retain = len(cast(MapDataset, problem.forget)), len(cast(MapDataset, problem.retain))
+        measured = min(self.measured_on, forget) + min(self.measured_on, retain)
+        return passes_within(problem, self.budget, FORWARD + measured / retain)
 
     def apply(self, problem: Problem, run: Run) -> nn.Module:
         """Measure, reset a copy of the model, and train it."""
         task, retain = cast(Classification, problem.task), cast(MapDataset, problem.retain)
         model = run.copy(problem.model)
-        share = self.share or share_for(self.epochs)
-        reset = most_specific(self._specificity(problem, run), share)
+        epochs = self.passes(problem)
+        share = self.share or share_for(epochs * math.ceil(len(retain) / self.batch_size))
+        reset = most_specific(self.specificity(problem, run), share)
         fresh = dict(scrambled(run, problem.model).named_parameters())
         with torch.no_grad():
             for name, weight in model.named_parameters():
@@ -84,9 +113,8 @@ class SelectiveReset(Method):
         def objective(model: nn.Module, batch: Batch, teacher: Tensor) -> Tensor:
             logits = task.outputs(model, batch)
             labels = F.cross_entropy(logits, batch["labels"], reduction="none")
-            return (1 - self.distilled) * labels + self.distilled * softened_divergence(
-                logits, teacher, self.temperature
-            )
+            told = softened_divergence(logits, teacher, self.temperature)
+            return (1 - self.distilled) * labels + self.distilled * told
 
         optimizer = Optimizer(
             self.learning_rate,
@@ -97,11 +125,11 @@ class SelectiveReset(Method):
             schedule=Schedule.ONE_CYCLE,
         )
         term = Term(retain, objective, batch_size=self.batch_size, reference=taught)
-        record = run.train("learn again", model, [term], optimizer, epochs=self.epochs)
+        record = run.train("learn again", model, [term], optimizer, epochs=epochs)
         record.measured["reset share"] = share
         return model.eval()
 
-    def _specificity(self, problem: Problem, run: Run) -> dict[str, Tensor]:
+    def specificity(self, problem: Problem, run: Run) -> dict[str, Tensor]:
         """Forget/retain ratio of mean squared gradients, for each weight of a matrix or a kernel."""
         found: list[dict[str, Tensor]] = []
         sets = {"forget": cast(MapDataset, problem.forget), "retain": cast(MapDataset, problem.retain)}
@@ -120,9 +148,12 @@ class SelectiveReset(Method):
         return {name: forget[name] / retain[name].clamp(min=torch.finfo(retain[name].dtype).tiny) for name in names}
 
 
-def share_for(epochs: float) -> float:
-    """The share of weights to reset where so many passes over the retain set follow."""
-    return 0.3
+def share_for(steps: float) -> float:
+    """The share of weights to reset where so many steps of training follow: a tenth for each 40, at most .3.
+
+    Ours, read off `benchmarks/results/removal_development-quick.json`.
+    """
+    return min(_LARGEST_SHARE, steps * _SHARE_PER_STEP)
 
 
 def most_specific(ratios: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -135,3 +166,4 @@ def most_specific(ratios: Mapping[str, Tensor], share: float) -> dict[str, Tenso
 
 
 _BATCH = 16
+_LARGEST_SHARE, _SHARE_PER_STEP = 0.3, 0.1 / 40
