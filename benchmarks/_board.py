@@ -105,10 +105,8 @@ def forgotten_by(asked: Problem, method: Method, seed: int, share: float = 1.0) 
 def spending(request: Request, board: Board, budget: float) -> Spending:
     """What a budget amounts to."""
     asked = problem(request, board, board.seeds[0])
-    recipe = corpus(request.corpus, board).recipe
-    retain, forget = len(cast(MapDataset, asked.retain)), len(cast(MapDataset, asked.forget))
-    classes = corpus(request.corpus, board).task.classes
-    return Spending(budget * recipe.epochs * retain, retain, forget, recipe.batch_size, classes)
+    rows = len(cast(MapDataset, asked.retain))
+    return Spending.of(asked, budget * corpus(request.corpus, board).recipe.epochs * rows)
 
 
 def tried(request: Request, board: Board, name: str, budget: float, multiple: float) -> dict[str, Any]:

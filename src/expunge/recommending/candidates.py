@@ -1,9 +1,10 @@
 """Methods at a budget: which there are to choose from, and what each can do with so much to spend."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import cast
 
 from expunge.methods import (
     CFK,
@@ -35,7 +36,12 @@ from expunge.methods import (
     SimNPO,
     Stage,
 )
-from expunge.training import Schedule
+from expunge.problem import Problem
+from expunge.tasks import Classification
+from expunge.training import Schedule, Supervised
+
+BATCH = 64
+"""Examples a step where a recipe of the user's own does not say how many it takes."""
 
 _MOST_EPOCHS = 10.0  # over the forget set alone, of methods that read nothing else: their papers' number
 _FORWARD = 1 / 3  # of the cost of a pass forward and backward
@@ -58,6 +64,14 @@ class Spending:
     forget: int
     batch_size: int
     kinds: int = 1
+
+    @classmethod
+    def of(cls, problem: Problem, examples: float) -> "Spending":
+        """So many examples on a problem that has a forget set and a retain set."""
+        recipe, task = problem.recipe, problem.task
+        retain, forget = (len(cast("Sequence[object]", data)) for data in (problem.retain, problem.forget))
+        batch = recipe.batch_size if isinstance(recipe, Supervised) else BATCH
+        return cls(examples, retain, forget, batch, task.classes if isinstance(task, Classification) else 1)
 
     def epochs(self, retain: float = 1.0, forget: float = 0.0, *, fixed: float = 0.0) -> float:
         """Epochs that the budget pays for.
@@ -134,7 +148,8 @@ def _noise_and_distil(spending: Spending, multiple: float) -> Method:
 
 
 def _selective_reset(spending: Spending, multiple: float) -> Method:
-    fixed = _FORWARD * spending.retain + 2 * min(spending.forget, 1000)
+    measured = SelectiveReset().measured_on
+    fixed = _FORWARD * spending.retain + min(spending.forget, measured) + min(spending.retain, measured)
     return SelectiveReset(
         learning_rate=0.1 * multiple, epochs=spending.epochs(fixed=fixed), batch_size=spending.batch_size
     )

@@ -16,17 +16,15 @@ from expunge.errors import DivergedError, ExpungeError, MissingNeedError, Settin
 from expunge.methods import FineTune, Method, Stage
 from expunge.problem import Problem
 from expunge.recommending.budget import Budget
-from expunge.recommending.candidates import CANDIDATES, Candidate, Spending
+from expunge.recommending.candidates import BATCH, CANDIDATES, Candidate, Spending
 from expunge.recommending.rehearsal import Rehearsal, rehearse
 from expunge.recommending.shelf import TrialShelf, Tried
-from expunge.tasks import Classification
 from expunge.training import Execution, Supervised, bar
 from expunge.training.seeds import derive
 from expunge.unlearning import Choice, TrialRecord, Unlearned, unlearn
 from expunge.unlearning.record import plain
 
 RATES = (1.0, 4.0, 16.0)
-_BATCH = 64  # where a recipe of the user's own does not say how many examples it takes a step
 _TIMED_STEPS = 10
 
 
@@ -118,7 +116,7 @@ def recommend(
         fleet,
     )
     amount = _examples(trials, wanted)
-    here, there = _spending(problem, amount), _spending(rehearsal.problem, amount)
+    here, there = Spending.of(problem, amount), Spending.of(rehearsal.problem, amount)
     suitable, left_out = _suitable(given, problem, rehearsal.problem, here, there)
     if not suitable:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
@@ -222,16 +220,9 @@ def _examples(trials: _Trials, budget: Budget) -> float:
         return share * recipe.epochs * rows
     if not seconds:
         raise SettingError("how long a retrain takes is not known here; use a `Supervised` recipe, or name a method")
-    steps = FineTune((Stage(1e-12, steps=_TIMED_STEPS),), weight_decay=0.0, batch_size=min(_BATCH, rows))
+    steps = FineTune((Stage(1e-12, steps=_TIMED_STEPS),), weight_decay=0.0, batch_size=min(BATCH, rows))
     done = unlearn(problem, steps, seed=trials.seed, execution=trials.execution)
     return share * (sum(seconds) / len(seconds)) * done.record.examples / done.record.seconds
-
-
-def _spending(problem: Problem, examples: float) -> Spending:
-    recipe, task = problem.recipe, problem.task
-    retain, forget = (len(cast("Sequence[object]", data)) for data in (problem.retain, problem.forget))
-    batch = recipe.batch_size if isinstance(recipe, Supervised) else _BATCH
-    return Spending(examples, retain, forget, batch, task.classes if isinstance(task, Classification) else 1)
 
 
 def _suitable(
