@@ -158,7 +158,7 @@ def _selective_reset(spending: Spending, multiple: float) -> Method:
 def _extrapolate(spending: Spending, multiple: float) -> Method:
     return Extrapolate(
         learning_rate=3e-3 * multiple,
-        epochs=spending.epochs(fixed=_FORWARD * 0.8 * spending.retain),
+        epochs=spending.epochs(fixed=_FORWARD * 15 * 500),  # looks on 500 examples, to find how far to go
         batch_size=spending.batch_size,
     )
 
