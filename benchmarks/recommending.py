@@ -109,9 +109,8 @@ def show(titles: list[str], cells: list[dict[str, Any]]) -> None:
         like_oracles += own is not None and own <= max(floor, WITHIN * cell["best"])
         print(f"| {title} | {cell['chosen']} | {shown} | {min(real, key=lambda name: real[name])} | "
               f"{cell['best']:.2f} | {floor:.2f} |")  # fmt: skip
-    print(
-        f"\nWithin 10 % of the best in hindsight: {near} of {len(cells)}; that, or no further than oracles are: {like_oracles}"
-    )
+    print(f"\nWithin 10 % of the best in hindsight: {near} of {len(cells)}")
+    print(f"That, or no further than oracles are: {like_oracles} of {len(cells)}")
 
 
 def _parts(data: Corpus, size: Trials, name: str) -> Split:
