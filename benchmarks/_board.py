@@ -257,4 +257,4 @@ def _margins(request: Request, board: Board, name: str, budget: float, multiple:
 
 def _margins_folder(request: Request, board: Board) -> Any:
     where = f"{request.corpus}-{request.kind}-{request.part}".replace(" ", "-")
-    return CACHE / f"board-{board.name}-margins" / where
+    return CACHE / f"board-{board.name}-{board.models}-margins" / where

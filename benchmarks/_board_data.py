@@ -60,6 +60,11 @@ class Board:
     budgets: tuple[float, ...]
     multiples: tuple[float, ...]
 
+    @property
+    def models(self) -> str:
+        """What trained models depend on, for the name of their folder."""
+        return f"{self.rows}-{self.epochs}-{self.forgotten}-{self.fleet}"
+
 
 BOARDS = {
     "smoke": Board("smoke", ("digits",), 400, 10, 20, 4, (10, 11), 3, (0.2,), (1.0, 16.0)),
@@ -205,7 +210,7 @@ def oracle(request: Request, board: Board, number: int) -> Trained:
 def trained(name: str, board: Board, what: str, left_out: Sequence[int] | Tensor, seed: int) -> Trained:
     """The model of this seed trained without these rows; from the cache where it is there."""
     data = corpus(name, board)
-    folder = CACHE / f"board-{board.name}-{name.replace(' ', '-')}" / f"{what}-seed{seed}"
+    folder = CACHE / f"board-{board.name}-{board.models}-{name.replace(' ', '-')}" / f"{what}-seed{seed}"
     file = folder / "model.safetensors"
     if file.exists():
         tensors, cost = read_tensors(file)
