@@ -12,13 +12,16 @@ from expunge.audit.evidence import Aspect, Evidence, Measure
 
 
 def gap(evidence: Evidence) -> float:
-    """Mean standardised distance from the oracles, over the measures of whole sets that are judged.
+    """Root mean square of the standardised distances from the oracles, over the measures of whole sets that are judged.
+
+    One measure far from the oracles weighs more than several that are a little off: a mask on a logit passes all but
+    one.
 
     A measure's distance is |value - mean of the oracles|, nothing in a direction that does no harm, over the larger of
     the measure's margin and s · sqrt(1 + 1/m), by which one more of the m oracles would deviate. An oracle comes to
     about 1 or less. All measures count alike.
     """
-    return float(np.mean(list(standardised_distances(evidence).values())))
+    return _together(list(standardised_distances(evidence).values()))
 
 
 def standardised_distances(evidence: Evidence) -> dict[tuple[str, str], float]:
@@ -40,7 +43,7 @@ def gaps_of_oracles(evidence: Evidence) -> list[float]:
     if count < 3:
         return []
     return [
-        float(np.mean([_distance(measure, measure.oracles[one], _without(measure, one)) for measure in measures]))
+        _together([_distance(measure, measure.oracles[one], _without(measure, one)) for measure in measures])
         for one in range(count)
     ]
 
@@ -52,6 +55,10 @@ def _distance(measure: Measure, value: float, oracles: Sequence[float]) -> float
     deviation = measure.deviation if every else spread.deviation
     scale = deviation * float(np.sqrt(1 + 1 / len(oracles)))
     return harmful_gap(measure.aspect, value, spread.mean) / max(scale, measure.margin)
+
+
+def _together(distances: Sequence[float]) -> float:
+    return float(np.sqrt(np.mean(np.square(distances))))
 
 
 def _without(measure: Measure, one: int) -> list[float]:

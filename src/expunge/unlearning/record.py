@@ -47,7 +47,7 @@ class TrialRecord(BaseModel):
         method: Its name.
         rate: Multiple of its published rate.
         settings: All settings.
-        gap: Mean standardised distance from the rehearsal's oracles; None where it diverged.
+        gap: Root mean square of the standardised distances from the rehearsal's oracles; None where it diverged.
         seconds: Wall time.
         note: Why it could not be chosen, if so.
     """
