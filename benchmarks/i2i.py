@@ -29,7 +29,7 @@ from _results import Results, size_from_arguments
 from expunge import (
     Classification,
     Execution,
-    ExtrapolatedTuning,
+    Extrapolate,
     FineTune,
     ImageToImage,
     LatentRemap,
@@ -82,7 +82,7 @@ def methods() -> dict[str, tuple[Method, str]]:
         "remap, forget only": (replace(remap, held="none", epochs=4), "none"),
         "remap oracle, real retain": (towards, "retain"),
         "remap oracle, proxy": (replace(towards, held="surrogate"), "proxy"),
-        "extrapolated tuning": (ExtrapolatedTuning(batch_size=BATCH, epochs=1), "retain"),
+        "extrapolated tuning": (Extrapolate(batch_size=BATCH, epochs=1), "retain"),
         "control: fine-tune": (FineTune(stages=(Stage(RATE, epochs=1),)), "retain"),
     }
     for kind in (MaxLoss, NoisyLabel, RetainLabel, RandomEncoder):

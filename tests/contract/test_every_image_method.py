@@ -17,7 +17,7 @@ import tiny
 from expunge import ImageToImage, Need, Problem, Record, unlearn
 from expunge.errors import EncoderError, MissingNeedError, SettingError, UnsupportedTaskError
 from expunge.methods import (
-    ExtrapolatedTuning,
+    Extrapolate,
     FineTune,
     GradientAscent,
     LatentRemap,
@@ -48,7 +48,7 @@ OWN: dict[str, Method] = {
 GENERAL: dict[str, Method] = {
     "Retrain": Retrain(),
     "FineTune": FineTune((Stage(0.01, steps=3),), batch_size=16),
-    "ExtrapolatedTuning": ExtrapolatedTuning(**SHORT),
+    "Extrapolate": Extrapolate(**SHORT),
     "GradientAscent": GradientAscent(1e-3, epochs=2, batch_size=16),
     "NegGradPlus": NegGradPlus(epochs=1, batch_size=16),
 }

@@ -30,7 +30,7 @@ from expunge.data import subset
 from expunge.errors import ForgetSetError, SettingError, UnsupportedTaskError
 from expunge.image_models import Draw, MaskedAutoencoder
 from expunge.methods import (
-    ExtrapolatedTuning,
+    Extrapolate,
     FineTune,
     LatentRemap,
     MaxLoss,
@@ -244,7 +244,7 @@ def test_the_factor_found_is_recorded_and_acts(trained: Callable[..., Problem]) 
     problem = trained()
     for method in (
         LatentRemap.preset("oracle", **SETTINGS, tuning_epochs=5),
-        ExtrapolatedTuning(**SETTINGS),
+        Extrapolate(**SETTINGS),
     ):
         phase = unlearn(problem, method, execution=tiny.QUIET).record.phases[0]
         assert phase.name == "tune"

@@ -172,6 +172,26 @@ def run(
 
 
 @app.command(cls=_Command)
+def recommend(
+    job_file: Annotated[Path, typer.Argument(metavar="JOB", help="The job, a YAML file.")],
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the job, as in --set recipe.epochs=5."),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Share of a retrain, such as 20%, or seconds, such as '90 s'; 20% by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Try the suitable methods on a request like the job's, and rank them by their distance from retraining."""
+    from expunge.cli.job_file import load_job
+    from expunge.cli.recommending import print_recommendation, recommend_for, recommendation_json
+
+    found = recommend_for(load_job(job_file, change or []), budget, say=_say)
+    _tell(found, recommendation_json, print_recommendation, as_json)
+
+
+@app.command(cls=_Command)
 def audit(
     folder: Annotated[Path | None, typer.Argument(metavar="RUN", help="The output folder of a run.")] = None,
     oracles: Annotated[

@@ -13,6 +13,7 @@ from expunge.cli.compact import uncompacted_log
 from expunge.cli.costs import after_training, training_facts
 from expunge.cli.job import JOB_FILE
 from expunge.cli.methods import Installed
+from expunge.cli.recommending import print_choice
 from expunge.cli.runs import Outcome
 from expunge.pretrained import PRETRAINED_FOLDER
 from expunge.report import REPORT_FILE, words
@@ -30,6 +31,9 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         console.print(f"{record.method} took {words.duration(record.seconds)}; it was not audited.")
     else:
         _print_evidence(console, outcome.evidence)
+    if record.choice is not None:
+        console.print(f"\nChosen: {record.method}, from {len(record.choice.ranking)} trials on a rehearsal:")
+        print_choice(console, record.choice)
     for trained in outcome.trained:
         console.print(f"[dim]{escape(after_training(trained))}[/dim]", soft_wrap=True)
     console.print(f"\nReport: [bold]{escape(str(outcome.report))}[/bold]", soft_wrap=True)
