@@ -1,6 +1,5 @@
 """SelectiveReset: draw anew the weights that are most specific to the forget set, and learn the rest again."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
@@ -93,20 +92,35 @@ class SelectiveReset(Method):
             return self.epochs
         forget, retain = len(cast(MapDataset, problem.forget)), len(cast(MapDataset, problem.retain))
         measured = min(self.measured_on, forget) + min(self.measured_on, retain)
-        return passes_within(problem, self.budget, FORWARD + measured / retain)
+        return passes_within(problem, self.budget, FORWARD * (self.distilled > 0) + measured / retain)
 
     def apply(self, problem: Problem, run: Run) -> nn.Module:
         """Measure, reset a copy of the model, and train it."""
-        task, retain = cast(Classification, problem.task), cast(MapDataset, problem.retain)
-        model = run.copy(problem.model)
-        epochs = self.passes(problem)
-        share = self.share or share_for(epochs * math.ceil(len(retain) / self.batch_size))
+        model, term, epochs = run.copy(problem.model), self._objective(problem, run), self.passes(problem)
+        share = self.share or share_for(epochs * term.steps_per_epoch)
         reset = most_specific(self.specificity(problem, run), share)
         fresh = dict(scrambled(run, problem.model).named_parameters())
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 if name in reset:
                     weight.copy_(torch.where(reset[name], fresh[name], weight))
+        optimizer = Optimizer(
+            self.learning_rate,
+            Algorithm.SGD,
+            momentum=self.momentum,
+            nesterov=True,
+            weight_decay=self.weight_decay,
+            schedule=Schedule.ONE_CYCLE,
+        )
+        record = run.train("learn again", model, [term], optimizer, epochs=epochs)
+        record.measured["reset share"] = share
+        return model.eval()
+
+    def _objective(self, problem: Problem, run: Run) -> Term:
+        """Labels and what the original says, each in its part; it is asked here, unless nothing depends on it."""
+        task, retain = cast(Classification, problem.task), cast(MapDataset, problem.retain)
+        if self.distilled == 0:
+            return Term(retain, task.losses, batch_size=self.batch_size)
         taught = logits_of(run, problem.model, task, retain)
         taught[:, list(problem.classes)] = -torch.inf
 
@@ -116,18 +130,7 @@ class SelectiveReset(Method):
             told = softened_divergence(logits, teacher, self.temperature)
             return (1 - self.distilled) * labels + self.distilled * told
 
-        optimizer = Optimizer(
-            self.learning_rate,
-            Algorithm.SGD,
-            momentum=self.momentum,
-            nesterov=True,
-            weight_decay=self.weight_decay,
-            schedule=Schedule.ONE_CYCLE,
-        )
-        term = Term(retain, objective, batch_size=self.batch_size, reference=taught)
-        record = run.train("learn again", model, [term], optimizer, epochs=epochs)
-        record.measured["reset share"] = share
-        return model.eval()
+        return Term(retain, objective, batch_size=self.batch_size, reference=taught)
 
     def specificity(self, problem: Problem, run: Run) -> dict[str, Tensor]:
         """Forget/retain ratio of mean squared gradients, for each weight of a matrix or a kernel."""
