@@ -41,7 +41,7 @@ class SelectiveReset(Method):
         epochs: Passes over the retain set. The more there are, the more can be reset.
         budget: Share of a retrain that everything may cost, such as .2, instead of `epochs`; passes follow from those
             of the problem's `Supervised` recipe, less what measuring and asking the original cost.
-        share: Of the weights that are reset; by default a tenth for each 40 steps, at most .3.
+        share: Of the weights that are reset; by default a tenth for each 50 steps, at most .3.
         estimate: Of a weight's importance: squared gradients of single `example`s, or of `batch`es.
         measured_on: Most examples of each set by which it is measured.
         distilled: Weight of what the original says; that of labels is the rest to 1.
@@ -152,7 +152,7 @@ class SelectiveReset(Method):
 
 
 def share_for(steps: float) -> float:
-    """The share of weights to reset where so many steps of training follow: a tenth for each 40, at most .3.
+    """The share of weights to reset where so many steps of training follow: a tenth for each 50, at most .3.
 
     Ours, read off `benchmarks/results/removal_development-quick.json`.
     """
@@ -169,4 +169,4 @@ def most_specific(ratios: Mapping[str, Tensor], share: float) -> dict[str, Tenso
 
 
 _BATCH = 16
-_LARGEST_SHARE, _SHARE_PER_STEP = 0.3, 0.1 / 40
+_LARGEST_SHARE, _SHARE_PER_STEP = 0.3, 0.1 / 50
