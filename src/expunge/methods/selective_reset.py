@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -50,6 +51,9 @@ class SelectiveReset(Method):
         momentum: Of SGD, in Nesterov's form.
         weight_decay: Of weights and biases alike.
         batch_size: Examples a step.
+
+    The preset `short` is for budgets of which asking the original would take a large part, a pass over the retain set
+    or less: labels alone, half the rate, and a fifth of the weights.
     """
 
     needs: ClassVar = frozenset({Need.FORGET, Need.RETAIN})
@@ -57,6 +61,9 @@ class SelectiveReset(Method):
     paper: ClassVar = "ours; importance as in Foster et al. 2024 (arXiv 2308.07707)"
     maturity: ClassVar = Maturity.EXPERIMENTAL
     tasks: ClassVar = (Classification,)
+    presets: ClassVar = MappingProxyType(
+        {"short": {"epochs": 1, "share": 0.2, "measured_on": 128, "distilled": 0.0, "learning_rate": 0.05}}
+    )
 
     epochs: float = 2
     budget: float | None = None
