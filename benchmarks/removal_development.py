@@ -87,6 +87,12 @@ def methods(budget: float) -> dict[str, Method]:
     shares = (0.1, 0.2, 0.3, 0.5)
     return {
         **{f"SelectiveReset, share {share}": SelectiveReset(budget=budget, share=share) for share in shares},
+        **{
+            f"SelectiveReset, share {share}, labels alone": SelectiveReset(
+                budget=budget, share=share, distilled=0, measured_on=128, learning_rate=0.05
+            )
+            for share in (0.1, 0.2)
+        },
         "random reset, share 0.3": RandomReset(budget=budget, share=0.3),
         "Extrapolate": Extrapolate(budget=budget, batch_size=64),
         "Extrapolate, SGD": Extrapolate(budget=budget, batch_size=64, algorithm=Algorithm.SGD, learning_rate=0.1),

@@ -18,7 +18,7 @@ from expunge.methods import calibrated
 from expunge.methods._extrapolation import FACTORS, with_weights
 from expunge.methods._initialise import scrambled
 from expunge.methods._normalisation import has_statistics, remeasure_statistics
-from expunge.methods.selective_reset import most_specific
+from expunge.methods.selective_reset import most_specific, share_for
 from expunge.training import Schedule
 from expunge.training.seeds import generator
 
@@ -41,10 +41,12 @@ def squared_gradients(
     return total
 
 
-@pytest.mark.parametrize("classes", [(0,), ()])
-def test_selective_reset_follows_the_formula(classes: tuple[int, ...], trained: Callable[[str], Problem]) -> None:
+@pytest.mark.parametrize(("classes", "distilled"), [((0,), 0.5), ((), 0.5), ((0,), 0.0), ((0,), 1.0)])
+def test_selective_reset_follows_the_formula(
+    classes: tuple[int, ...], distilled: float, trained: Callable[[str], Problem]
+) -> None:
     problem, seed = dataclasses.replace(trained("small_cnn"), classes=classes), 3
-    method = SelectiveReset(4, share=0.4, learning_rate=0.02, batch_size=WHOLE)
+    method = SelectiveReset(4, share=0.4, distilled=distilled, learning_rate=0.02, batch_size=WHOLE)
     model = copy.deepcopy(problem.model).eval()
     inputs, labels = tiny.tensors_of(problem.retain)
     with torch.no_grad():
@@ -70,7 +72,7 @@ def test_selective_reset_follows_the_formula(classes: tuple[int, ...], trained: 
         logits = model(inputs)
         told = (taught / 2).softmax(1)
         distance = (told * ((told + 1e-30).log() - (logits / 2).log_softmax(1))).sum(1).mean()
-        (0.5 * F.cross_entropy(logits, labels) + 0.5 * 4 * distance).backward()
+        ((1 - distilled) * F.cross_entropy(logits, labels) + distilled * 4 * distance).backward()
         stepper.step()
     result = unlearn(problem, method, seed=seed, execution=tiny.QUIET).model
     assert (tiny.flat(model) - tiny.flat(problem.model)).abs().max() > 1e-2
@@ -254,6 +256,9 @@ def test_a_budget_is_a_share_of_the_passes_of_a_retrain(mlp_problem: Problem) ->
     phases = unlearn(mlp_problem, asked, execution=tiny.QUIET).record.phases
     assert [phase.name for phase in phases] == ["importance-forget", "importance-retain", "learn again"]
     assert phases[2].steps == 3  # 4 passes, less a third and 120 / 90, which leaves 2.33, begun ones whole
+    assert asked.passes(mlp_problem) == pytest.approx(4 - 1 / 3 - 120 / 90)
+    assert dataclasses.replace(asked, distilled=0.0).passes(mlp_problem) == pytest.approx(4 - 120 / 90)
+    assert dataclasses.replace(asked, measured_on=9).passes(mlp_problem) == pytest.approx(4 - 1 / 3 - 18 / 90)
     tuned = unlearn(mlp_problem, Extrapolate(1.5, budget=0.5, batch_size=90), execution=tiny.QUIET).record.phases
     assert tuned[0].steps == 4
     without = dataclasses.replace(mlp_problem, recipe=lambda dataset, seed: mlp_problem.model)
@@ -264,3 +269,15 @@ def test_a_budget_is_a_share_of_the_passes_of_a_retrain(mlp_problem: Problem) ->
         SettingError, match=r"budget must be above 0\.208 here, not 0\.2: what is done besides training costs"
     ):
         unlearn(mlp_problem, SelectiveReset(budget=0.2), execution=tiny.QUIET)
+
+
+@pytest.mark.parametrize(("steps", "share"), [(5, 0.01), (50, 0.1), (150, 0.3), (100_000, 0.3)])
+def test_the_share_grows_with_what_can_be_learned_again(steps: int, share: float) -> None:
+    assert share_for(steps) == pytest.approx(share)
+
+
+def test_the_share_used_is_that_of_the_steps(mlp_problem: Problem) -> None:
+    method = SelectiveReset(2.5, learning_rate=0.01, batch_size=30)
+    phase = unlearn(mlp_problem, method, execution=tiny.QUIET).record.phases[-1]
+    assert phase.steps == 8
+    assert phase.measured["reset share"] == pytest.approx(share_for(7.5))

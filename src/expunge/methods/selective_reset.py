@@ -1,8 +1,8 @@
 """SelectiveReset: draw anew the weights that are most specific to the forget set, and learn the rest again."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -42,7 +42,7 @@ class SelectiveReset(Method):
         epochs: Passes over the retain set. The more there are, the more can be reset.
         budget: Share of a retrain that everything may cost, such as .2, instead of `epochs`; passes follow from those
             of the problem's `Supervised` recipe, less what measuring and asking the original cost.
-        share: Of the weights that are reset; by default a tenth for each 40 steps, at most .3.
+        share: Of the weights that are reset; by default a tenth for each 50 steps, at most .3.
         estimate: Of a weight's importance: squared gradients of single `example`s, or of `batch`es.
         measured_on: Most examples of each set by which it is measured.
         distilled: Weight of what the original says; that of labels is the rest to 1.
@@ -51,6 +51,9 @@ class SelectiveReset(Method):
         momentum: Of SGD, in Nesterov's form.
         weight_decay: Of weights and biases alike.
         batch_size: Examples a step.
+
+    The preset `short` is for budgets of which asking the original would take a large part, a pass over the retain set
+    or less: labels alone, half the rate, and a fifth of the weights.
     """
 
     needs: ClassVar = frozenset({Need.FORGET, Need.RETAIN})
@@ -58,6 +61,9 @@ class SelectiveReset(Method):
     paper: ClassVar = "ours; importance as in Foster et al. 2024 (arXiv 2308.07707)"
     maturity: ClassVar = Maturity.EXPERIMENTAL
     tasks: ClassVar = (Classification,)
+    presets: ClassVar = MappingProxyType(
+        {"short": {"epochs": 1, "share": 0.2, "measured_on": 128, "distilled": 0.0, "learning_rate": 0.05}}
+    )
 
     epochs: float = 2
     budget: float | None = None
@@ -93,20 +99,35 @@ class SelectiveReset(Method):
             return self.epochs
         forget, retain = len(cast(MapDataset, problem.forget)), len(cast(MapDataset, problem.retain))
         measured = min(self.measured_on, forget) + min(self.measured_on, retain)
-        return passes_within(problem, self.budget, FORWARD + measured / retain)
+        return passes_within(problem, self.budget, FORWARD * (self.distilled > 0) + measured / retain)
 
     def apply(self, problem: Problem, run: Run) -> nn.Module:
         """Measure, reset a copy of the model, and train it."""
-        task, retain = cast(Classification, problem.task), cast(MapDataset, problem.retain)
-        model = run.copy(problem.model)
-        epochs = self.passes(problem)
-        share = self.share or share_for(epochs * math.ceil(len(retain) / self.batch_size))
+        model, term, epochs = run.copy(problem.model), self._objective(problem, run), self.passes(problem)
+        share = self.share or share_for(epochs * term.steps_per_epoch)
         reset = most_specific(self.specificity(problem, run), share)
         fresh = dict(scrambled(run, problem.model).named_parameters())
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 if name in reset:
                     weight.copy_(torch.where(reset[name], fresh[name], weight))
+        optimizer = Optimizer(
+            self.learning_rate,
+            Algorithm.SGD,
+            momentum=self.momentum,
+            nesterov=True,
+            weight_decay=self.weight_decay,
+            schedule=Schedule.ONE_CYCLE,
+        )
+        record = run.train("learn again", model, [term], optimizer, epochs=epochs)
+        record.measured["reset share"] = share
+        return model.eval()
+
+    def _objective(self, problem: Problem, run: Run) -> Term:
+        """Labels and what the original says, each in its part; it is asked here, unless nothing depends on it."""
+        task, retain = cast(Classification, problem.task), cast(MapDataset, problem.retain)
+        if self.distilled == 0:
+            return Term(retain, task.losses, batch_size=self.batch_size)
         taught = logits_of(run, problem.model, task, retain)
         taught[:, list(problem.classes)] = -torch.inf
 
@@ -116,18 +137,7 @@ class SelectiveReset(Method):
             told = softened_divergence(logits, teacher, self.temperature)
             return (1 - self.distilled) * labels + self.distilled * told
 
-        optimizer = Optimizer(
-            self.learning_rate,
-            Algorithm.SGD,
-            momentum=self.momentum,
-            nesterov=True,
-            weight_decay=self.weight_decay,
-            schedule=Schedule.ONE_CYCLE,
-        )
-        term = Term(retain, objective, batch_size=self.batch_size, reference=taught)
-        record = run.train("learn again", model, [term], optimizer, epochs=epochs)
-        record.measured["reset share"] = share
-        return model.eval()
+        return Term(retain, objective, batch_size=self.batch_size, reference=taught)
 
     def specificity(self, problem: Problem, run: Run) -> dict[str, Tensor]:
         """Forget/retain ratio of mean squared gradients, for each weight of a matrix or a kernel."""
@@ -149,7 +159,7 @@ class SelectiveReset(Method):
 
 
 def share_for(steps: float) -> float:
-    """The share of weights to reset where so many steps of training follow: a tenth for each 40, at most .3.
+    """The share of weights to reset where so many steps of training follow: a tenth for each 50, at most .3.
 
     Ours, read off `benchmarks/results/removal_development-quick.json`.
     """
@@ -166,4 +176,4 @@ def most_specific(ratios: Mapping[str, Tensor], share: float) -> dict[str, Tenso
 
 
 _BATCH = 16
-_LARGEST_SHARE, _SHARE_PER_STEP = 0.3, 0.1 / 40
+_LARGEST_SHARE, _SHARE_PER_STEP = 0.3, 0.1 / 50
