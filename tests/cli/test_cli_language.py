@@ -80,7 +80,9 @@ def test_a_person_is_forgotten_and_the_result_loads_like_any_other(texts: JobFol
     assert type(model) is GPT2LMHeadModel
     assert digest_model(model) == texts.record()["result_digest"]
     assert not (texts.output / "model.safetensors").exists(), "weights are stored once"
-    assert "report.html and model/ may be shared" in " ".join(result.output.split())
+    said = " ".join(result.output.split())
+    assert "report.html and model/ may be shared" in said
+    assert "the tokenizer: where it was made from the training texts, its vocabulary can name people" in said
     assert tokenizer("bob lives", add_special_tokens=False)["input_ids"] == words.tokenizer()("bob lives")["input_ids"]
     evidence = Evidence.load(texts.output)
     assert len(evidence.measure("probability", "forget").oracles) == 3

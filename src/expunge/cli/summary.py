@@ -21,6 +21,8 @@ from expunge.states import STATE_FILE
 from expunge.tasks import Task
 from expunge.unlearning import KEY_FILE, MODEL_FILE, RECORD_FILE
 
+_TOKENIZER_FILE = "tokenizer.json"
+
 _STYLES = {Side.INSIDE: "green", Side.UNDECIDED: "yellow", Side.ABOVE: "red", Side.BELOW: "red"}
 
 
@@ -69,7 +71,13 @@ def _sharing(folder: Path, evidence: Evidence | None) -> str:
             "deleted with it; "
         )
     kept = words.listing([named.get(name, name) for name in telling])
-    return f"{said}{kept} may not, because they help to find out who was forgotten."
+    said += f"{kept} may not, because they help to find out who was forgotten."
+    if (folder / PRETRAINED_FOLDER / _TOKENIZER_FILE).exists():
+        said += (
+            f" {PRETRAINED_FOLDER}/ holds the tokenizer: where it was made from the training texts, its vocabulary can "
+            "name people."
+        )
+    return said
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
