@@ -16,6 +16,7 @@ from states.test_gradient_log import TASK, network, text, train
 pytest.importorskip("dattri")
 DATA = text()
 QUERY, CANDIDATES = DATA[:3], DATA[3:8]
+LAST = {kind: ("all",) if kind is Influence.ACTIVATION else ("*.ln_f.*",) for kind in Influence}
 
 
 def flat(model: Any, examples: list[Any]) -> torch.Tensor:
@@ -23,7 +24,7 @@ def flat(model: Any, examples: list[Any]) -> torch.Tensor:
     return torch.cat([each.flatten() for each in torch.autograd.grad(losses.mean(), list(model.parameters()))])
 
 
-def scores(kind: Influence, model: Any, **settings: Any) -> torch.Tensor:
+def scores(kind: Influence | str, model: Any, **settings: Any) -> torch.Tensor:
     run = Run(TASK, execution=tiny.QUIET)
     return influence(model, QUERY, CANDIDATES, run, kind=kind, batch_size=2, **settings)
 
@@ -90,6 +91,15 @@ def test_curvature_against_a_dense_hessian(kind: Influence) -> None:
 def test_an_inverse_that_is_not_found_is_an_error() -> None:
     with pytest.raises(ConvergenceError, match=r"after 2 iterations .* is solved to .* where 0\.01 was"):
         scores(Influence.INVERSE_HVP, network().eval(), layers=("*.ln_f.*",), damping=1e-6, iterations=2)
+
+
+def test_a_kind_can_be_given_by_its_name() -> None:
+    model = network().eval()
+    found = {kind: scores(kind, model, layers=LAST[kind], damping=1.0) for kind in Influence}
+    for kind, wanted in found.items():
+        named = scores(kind.value, model, layers=LAST[kind], damping=1.0)
+        assert torch.equal(named, wanted), kind
+        assert not any(torch.equal(named, other) for each, other in found.items() if each is not kind), kind
 
 
 def test_bad_settings_are_refused() -> None:

@@ -47,7 +47,7 @@ def influence(
     candidates: MapDataset,
     run: Run,
     *,
-    kind: Influence = Influence.GRADIENT,
+    kind: Influence | str = Influence.GRADIENT,
     log: GradientLog | None = None,
     epochs: Chosen = "all",
     layers: Sequence[str] = ("all",),
@@ -64,7 +64,7 @@ def influence(
         query: Such as the forget set.
         candidates: Such as the retain set.
         run: Task and device.
-        kind: Of score.
+        kind: Of score, also by its name, such as `"hvp"`.
         log: Take the candidates' gradients from here, instead of at the model as it is.
         epochs: Of the log.
         layers: Parameters that count, by pattern.
@@ -85,6 +85,7 @@ def influence(
     """
     if kind not in list(Influence):
         raise SettingError(f"kind must be one of {', '.join(Influence)}, not {kind!r}")
+    kind = Influence(kind)
     for name, value in (
         ("damping", damping),
         ("iterations", iterations),
