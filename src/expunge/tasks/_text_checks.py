@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from expunge.errors import ContextError, EmptyAnswerError, TokenizerError
-from expunge.tasks._text import Tokens
+from expunge.tasks._text import IGNORED, Tokens
 
 
 def require_usable(rows: Sequence[Tokens], most: int | None) -> None:
@@ -60,10 +61,13 @@ def require_fits(model: nn.Module, batch: Mapping[str, Any], tokenizer: PreTrain
                 "from the same place, or resize the model's embeddings"
             )
         _require_same_ends(config, tokenizer, rows)
-    elif int(batch["input_ids"].max()) >= rows:
+    ids, labels = batch["input_ids"], batch["labels"]
+    given = torch.stack([ids, labels.where(labels != IGNORED, ids)])
+    smallest, largest = torch.stack(torch.aminmax(given)).tolist()
+    if smallest < 0 or largest >= rows:
         raise TokenizerError(
-            f"a token is {int(batch['input_ids'].max())}, outside the model's vocabulary of {rows}; tokenise with "
-            "the model's own tokenizer"
+            f"a token is {smallest if smallest < 0 else largest}, outside the model's vocabulary of {rows}; tokenise "
+            "with the model's own tokenizer"
         )
 
 
