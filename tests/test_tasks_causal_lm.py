@@ -95,6 +95,7 @@ def test_every_form_of_an_example_gives_the_same_tokens() -> None:
         {"input_ids": numbers, "labels": row["labels"].tolist()},
         {"input_ids": numbers, "prompt_length": prompt},
         {"input_ids": [*numbers, 0, 0], "prompt_length": prompt, "attention_mask": [1] * len(numbers) + [0, 0]},
+        {"input_ids": [0, 0, *numbers], "prompt_length": prompt, "attention_mask": [0, 0] + [1] * len(numbers)},
         (row["input_ids"], row["labels"]),
     ]
     wanted = task.collate([row])

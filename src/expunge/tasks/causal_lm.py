@@ -39,8 +39,10 @@ class CausalLM(Task):
     """A Hugging Face model that predicts the next token.
 
     An example is text, (question, answer), (input_ids, labels), or a mapping with `text`, or `question` and
-    `answer`, or `input_ids` with `labels` or `prompt_length` where some tokens carry no loss. The loss of an example is
-    the mean over its tokens that carry one. Of a question and its answer, the answer and the token that ends it do.
+    `answer`, or `input_ids` with `labels` or `prompt_length` where some tokens carry no loss. Tokens that an
+    `attention_mask` leaves out are padding on either side and no part of the example; `prompt_length` is the number of
+    first tokens without a loss among those that are attended. The loss of an example is the mean over its tokens that
+    carry one. Of a question and its answer, the answer and the token that ends it do.
     Where mappings have a whole `_expunge_number`, their batch gives it back as `numbers`, so that what was computed of
     an example before can be found again.
 
