@@ -374,6 +374,33 @@ def test_a_log_of_another_model_is_refused(logged: JobFolder) -> None:
     assert "the gradient log belongs to another model" in last_line(logged)
 
 
+@pytest.mark.parametrize("epochs", ["first", "all"])
+def test_influence_takes_the_log_of_the_job(texts: JobFolder, epochs: str) -> None:
+    def scores(*arguments: str) -> dict[str, Any]:
+        texts.write()
+        result = texts.expunge("influence", texts.folder / "job.yaml", "--json", "--layers", "head", *arguments)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    run, recipe = Run(words.TASK, 0, tiny.QUIET), words.recipe(epochs=2)
+    model, _ = log_training(recipe, words.facts(), run, texts.folder / "log", epochs=epochs)
+    assert isinstance(model, GPT2LMHeadModel)
+    model.save_pretrained(texts.folder / "original")
+    without, named = scores(), scores("--log", str(texts.folder / "log"))
+    texts.job["state"] = "log"
+    assert scores() == named
+    assert (without["log"], named["log"]) == (None, str(texts.folder / "log"))
+    assert without["highest"] != named["highest"]
+    other = texts.expunge("influence", texts.folder / "job.yaml", "--layers", "block:9")
+    assert "nothing is called 'block:9'" in other.stderr
+    assert "never layers" in other.stderr
+    trained().save_pretrained(texts.folder / "original")
+    refused = texts.expunge("influence", texts.folder / "job.yaml")
+    assert refused.exit_code == 2
+    assert "the gradient log belongs to another model" in refused.stderr
+    assert "once it was compacted" in refused.stderr
+
+
 def test_a_log_of_other_data_is_refused_and_their_order_does_not_matter(logged: JobFolder) -> None:
     rows = [row | ({"answer": "bob is a pilot ."} if row["person"] == "bob" else {}) for row in words.facts()]
     write_lines(logged.folder / "other.jsonl", rows)
