@@ -82,8 +82,8 @@ def adapted(model: nn.Module, settings: LoraSettings) -> Adapted:
         kinds = sorted({path.rpartition(".")[2] for path in known})[:_SHOWN]
         raise AdapterError(
             f"{type(model).__name__} has no linear layer named {', '.join(lost) or 'anything'} besides its head, which "
-            f"takes no adapter; the others end in {', '.join(kinds) or 'nothing'}: name those in `targets`, or leave it "
-            "out for all"
+            f"takes no adapter; the others end in {', '.join(kinds) or 'nothing'}: name those in `targets`, or leave "
+            "`targets` out for all"
         )
     config = peft.LoraConfig(
         r=settings.rank,
