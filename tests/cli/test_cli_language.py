@@ -224,8 +224,13 @@ def test_oracles_start_afresh_or_from_the_base(texts: JobFolder) -> None:
 def test_too_long_examples_are_counted_or_dropped(texts: JobFolder) -> None:
     rows = [*words.facts(), *({"person": "x", "question": "where " * 40, "answer": "rome ."} for _ in range(3))]
     write_lines(texts.folder / "train.jsonl", rows)
-    complaint = last_line(texts)
-    assert "3 of 25 examples have more than 32 tokens" in complaint
+    write_lines(texts.folder / "unseen.jsonl", [words.facts()[0] | {"person": "y"}, rows[-1] | {"person": "y"}])
+    unseen = last_line(texts, "--set", "data.holdout.jsonl=unseen.jsonl")
+    assert (
+        "data.train: 3 of 27 examples; data.holdout: 1 of 2 examples have more than 32 tokens; shorten them, or leave "
+        "them out with `task.too_long: drop`"
+    ) in unseen
+    assert "data.train: 3 of 27 examples have more than 32 tokens" in last_line(texts)
     texts.job["task"]["too_long"] = "drop"
     result = texts.run()
     assert result.exit_code == 0, result.output
@@ -239,12 +244,18 @@ def test_a_context_that_only_the_model_knows_is_counted_beforehand(texts: JobFol
     unbounded.save_pretrained(texts.folder / "original")
     row = {"person": "x", "question": "where " * 40, "answer": "rome ."}
     write_lines(texts.folder / "train.jsonl", [*words.facts(), row])
-    assert "1 of 23 examples have more than 32 tokens" in last_line(texts)
+    assert "data.train: 1 of 25 examples have more than 32 tokens" in last_line(texts)
+    for context in ("32", "500"):  # the model's own limit holds whatever the task says
+        chosen = ("--set", f"task.context={context}")
+        assert "data.train: 1 of 25 examples have more than 32 tokens" in last_line(texts, *chosen)
+        result = texts.run(*chosen, "--set", "task.too_long=drop", "--output", texts.folder / f"out-{context}")
+        assert result.exit_code == 0, result.output
+        assert "1 of 25 examples of data.train were too long and are left out" in result.stderr
 
 
 def test_empty_answers_are_counted(texts: JobFolder) -> None:
     write_lines(texts.folder / "train.jsonl", [*words.facts(), {"person": "x", "question": "where ?", "answer": ""}])
-    assert "1 of 23 examples have an empty answer" in last_line(texts)
+    assert "data.train: 1 of 25 examples have an empty answer" in last_line(texts)
 
 
 def test_a_pad_token_can_be_named(texts: JobFolder) -> None:
