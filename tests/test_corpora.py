@@ -63,6 +63,17 @@ def test_lines_are_read_and_checked(tmp_path: Path) -> None:
         read_json_lines(tmp_path / "absent.jsonl")
 
 
+def test_only_line_feeds_part_lines(tmp_path: Path) -> None:
+    rows = [{"text": f"one{mark}two"} for mark in "\u2028\u2029\x85"]
+    path = tmp_path / "rows.jsonl"
+    for end in ("\n", "\r\n"):
+        path.write_bytes(end.join(json.dumps(row, ensure_ascii=False) for row in [*rows, {"text": "last"}]).encode())
+        assert read_json_lines(path) == [*rows, {"text": "last"}]
+    path.write_bytes(b'{"text": "one\xe2\x80\xa8two"}\n\n{"text"\n')
+    with pytest.raises(SourceError, match="line 3 of"):
+        read_json_lines(path)
+
+
 def test_a_benchmark_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EXPUNGE_DATA_DIR", raising=False)
     with pytest.raises(SourceError, match="where is tofu"):

@@ -28,6 +28,7 @@ from expunge import (
     audit,
     unlearn,
 )
+from expunge.audit import References
 from expunge.audit.identity import recipe_name
 from expunge.audit.notes import duplicates
 from expunge.data import MapDataset
@@ -95,6 +96,7 @@ def test_every_form_of_an_example_gives_the_same_tokens() -> None:
         {"input_ids": numbers, "labels": row["labels"].tolist()},
         {"input_ids": numbers, "prompt_length": prompt},
         {"input_ids": [*numbers, 0, 0], "prompt_length": prompt, "attention_mask": [1] * len(numbers) + [0, 0]},
+        {"input_ids": [0, 0, *numbers], "prompt_length": prompt, "attention_mask": [0, 0] + [1] * len(numbers)},
         (row["input_ids"], row["labels"]),
     ]
     wanted = task.collate([row])
@@ -282,6 +284,14 @@ def refusals() -> dict[str, tuple[type[Exception], str, Any]]:
                              lambda: task.losses(words.gpt2(vocab_size=5000), task.collate(words.facts()[:1]))),
         "token": (TokenizerError, "a token is 99, outside the model's vocabulary of 41",
                   lambda: CausalLM().losses(words.gpt2(), CausalLM().collate([[3, 99]]))),
+        "token beside a tokenizer": (TokenizerError, "a token is 99, outside the model's vocabulary of 41",
+                                     lambda: task.losses(words.gpt2(), task.collate([[3, 99]]))),
+        "negative token": (TokenizerError, "a token is -3, outside the model's vocabulary of 41",
+                           lambda: CausalLM().losses(words.gpt2(), CausalLM().collate([[3, -3]]))),
+        "negative token beside a tokenizer": (TokenizerError, "a token is -1, outside the model's vocabulary of 41",
+                                              lambda: task.losses(words.gpt2(), task.collate([[3, -1], [3, 99]]))),
+        "label": (TokenizerError, "a token is 77, outside the model's vocabulary of 41",
+                  lambda: task.losses(words.gpt2(), task.collate([{"input_ids": [3, 4, 5], "labels": [3, 4, 77]}]))),
         "context": (ContextError, r"1 of 2 examples in a batch have more tokens than the 8 .* \(the longest 12\)",
                     lambda: CausalLM().losses(words.gpt2(n_positions=8), CausalLM().collate([[3] * 12, [4] * 6]))),
         "no logits": (ModelError, "GPT2Model returns no logits",
@@ -361,8 +371,47 @@ def test_a_request_with_a_long_example_is_refused_before_anything_runs(model: to
     facts = [*words.facts(), {"person": "ann", "question": "where ?", "answer": " ".join(["rome"] * 40)}]
     parts = split(facts, column_is=("person", ["ann"]))
     problem = Problem(model, words.TASK, parts.forget, parts.retain)
-    with pytest.raises(ContextError, match="1 of 3 examples"):
+    with pytest.raises(
+        ContextError, match=r"1 of 25 examples have more than 32 tokens \(1 in forget; the longest 47\)"
+    ):
         unlearn(problem, GradientAscent(), execution=tiny.QUIET)
+
+
+@pytest.mark.parametrize("form", ["text", "tensors"])
+def test_what_the_model_cannot_read_is_counted_in_all_sets_before_anything_runs(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the task alone would let it pass."""
+    small = words.gpt2(n_positions=16)
+
+    def sized(*lengths: int) -> Any:
+        if form == "tensors":
+            masks = torch.arange(32) < torch.tensor(lengths)[:, None]
+            return hf.Dataset.from_dict(
+                {"input_ids": torch.full((len(lengths), 32), 5).tolist(), "attention_mask": masks.long().tolist()}
+            ).with_format("torch")
+        return [" ".join(["rome"] * length) for length in lengths]
+
+    forget, retain, holdout = sized(16, 17), sized(8, 9, 20, 31), sized(10, 18)
+    problem = Problem(small, words.TASK, forget, retain, holdout, recipe=words.recipe(epochs=1))
+    told = (
+        r"4 of 8 examples have more than 16 tokens, which is all that the model can read \(1 in forget, 2 in retain, "
+        r"1 in holdout; the longest 31\); shorten them, or leave them out with `context=16`"
+    )
+
+    def reached(*_: object, **__: object) -> None:
+        raise AssertionError("a model was asked something")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CausalLM, "predictions", reached)
+        with pytest.raises(ContextError, match=told):
+            unlearn(problem, GradientAscent(), execution=tiny.QUIET)
+        with pytest.raises(ContextError, match=told):
+            References.prepare(problem, oracles=1, execution=tiny.QUIET)
+    task = dataclasses.replace(words.TASK, context=16)
+    kept = [task.tokenized(data, too_long="drop").dataset for data in (forget, retain, holdout)]
+    assert [len(each) for each in kept] == [1, 2, 1]
+    unlearn(Problem(small, task, *kept), GradientAscent(epochs=1), execution=tiny.QUIET)
 
 
 def test_it_is_a_task_like_the_others() -> None:

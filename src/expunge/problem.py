@@ -122,10 +122,15 @@ class Problem:
     def check_labels(self) -> None:
         """Read the label of every example of every set; inputs are read only where labels cannot be had without.
 
+        Of text, whose examples differ in length, every example is held against what the model can read.
+
         Raises:
+            ContextError: Examples of text are too long, and how many of each set.
+            EmptyAnswerError: Examples of text have nothing to measure, and how many.
             LabelError: A label is outside the classes of the task.
             ForgetSetError: The labels contradict `classes`.
         """
+        self.task.require_readable(self.model, self.datasets())
         for name, dataset in self.datasets().items():
             self._compare_classes(name, self.task.labels_of(dataset))
 

@@ -54,6 +54,8 @@ def test_faults_are_one_line(jobs: JobFolder) -> None:
         (["--layers", "block:3"], "layers: nothing is called 'block:3'"),
         (["--log", str(jobs.folder / "none")], "holds no gradient log"),
         (["--top", "0"], "top must be at least 1, not 0"),
+        (["--kind", "activation", "--layers", "all"], "layers: of use for the kinds gradient, hvp, inverse-hvp alone"),
+        (["--kind", "activation", "--log", "none"], "log: of use for the kinds gradient, hvp, inverse-hvp alone"),
         (["--damping", "2"], "damping: of use for the kind inverse-hvp alone"),
         (["--kind", "inverse-hvp", "--damping", "-1"], "damping must be above 0, not -1.0"),
         (["--kind", "inverse-hvp", "--iterations", "0"], "iterations must be above 0, not 0"),

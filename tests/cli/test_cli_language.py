@@ -226,8 +226,13 @@ def test_oracles_start_afresh_or_from_the_base(texts: JobFolder) -> None:
 def test_too_long_examples_are_counted_or_dropped(texts: JobFolder) -> None:
     rows = [*words.facts(), *({"person": "x", "question": "where " * 40, "answer": "rome ."} for _ in range(3))]
     write_lines(texts.folder / "train.jsonl", rows)
-    complaint = last_line(texts)
-    assert "3 of 25 examples have more than 32 tokens" in complaint
+    write_lines(texts.folder / "unseen.jsonl", [words.facts()[0] | {"person": "y"}, rows[-1] | {"person": "y"}])
+    unseen = last_line(texts, "--set", "data.holdout.jsonl=unseen.jsonl")
+    assert (
+        "data.train: 3 of 27 examples; data.holdout: 1 of 2 examples have more than 32 tokens; shorten them, or leave "
+        "them out with `task.too_long: drop`"
+    ) in unseen
+    assert "data.train: 3 of 27 examples have more than 32 tokens" in last_line(texts)
     texts.job["task"]["too_long"] = "drop"
     result = texts.run()
     assert result.exit_code == 0, result.output
@@ -241,12 +246,18 @@ def test_a_context_that_only_the_model_knows_is_counted_beforehand(texts: JobFol
     unbounded.save_pretrained(texts.folder / "original")
     row = {"person": "x", "question": "where " * 40, "answer": "rome ."}
     write_lines(texts.folder / "train.jsonl", [*words.facts(), row])
-    assert "1 of 23 examples have more than 32 tokens" in last_line(texts)
+    assert "data.train: 1 of 25 examples have more than 32 tokens" in last_line(texts)
+    for context in ("32", "500"):  # the model's own limit holds whatever the task says
+        chosen = ("--set", f"task.context={context}")
+        assert "data.train: 1 of 25 examples have more than 32 tokens" in last_line(texts, *chosen)
+        result = texts.run(*chosen, "--set", "task.too_long=drop", "--output", texts.folder / f"out-{context}")
+        assert result.exit_code == 0, result.output
+        assert "1 of 25 examples of data.train were too long and are left out" in result.stderr
 
 
 def test_empty_answers_are_counted(texts: JobFolder) -> None:
     write_lines(texts.folder / "train.jsonl", [*words.facts(), {"person": "x", "question": "where ?", "answer": ""}])
-    assert "1 of 23 examples have an empty answer" in last_line(texts)
+    assert "data.train: 1 of 25 examples have an empty answer" in last_line(texts)
 
 
 def test_a_pad_token_can_be_named(texts: JobFolder) -> None:
@@ -374,6 +385,33 @@ def logged(texts: JobFolder) -> JobFolder:
 def test_a_log_of_another_model_is_refused(logged: JobFolder) -> None:
     trained().save_pretrained(logged.folder / "original")
     assert "the gradient log belongs to another model" in last_line(logged)
+
+
+@pytest.mark.parametrize("epochs", ["first", "all"])
+def test_influence_takes_the_log_of_the_job(texts: JobFolder, epochs: str) -> None:
+    def scores(*arguments: str) -> dict[str, Any]:
+        texts.write()
+        result = texts.expunge("influence", texts.folder / "job.yaml", "--json", "--layers", "head", *arguments)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    run, recipe = Run(words.TASK, 0, tiny.QUIET), words.recipe(epochs=2)
+    model, _ = log_training(recipe, words.facts(), run, texts.folder / "log", epochs=epochs)
+    assert isinstance(model, GPT2LMHeadModel)
+    model.save_pretrained(texts.folder / "original")
+    without, named = scores(), scores("--log", str(texts.folder / "log"))
+    texts.job["state"] = "log"
+    assert scores() == named
+    assert (without["log"], named["log"]) == (None, str(texts.folder / "log"))
+    assert without["highest"] != named["highest"]
+    other = texts.expunge("influence", texts.folder / "job.yaml", "--layers", "block:9")
+    assert "nothing is called 'block:9'" in other.stderr
+    assert "never layers" in other.stderr
+    trained().save_pretrained(texts.folder / "original")
+    refused = texts.expunge("influence", texts.folder / "job.yaml")
+    assert refused.exit_code == 2
+    assert "the gradient log belongs to another model" in refused.stderr
+    assert "once it was compacted" in refused.stderr
 
 
 def test_a_log_of_other_data_is_refused_and_their_order_does_not_matter(logged: JobFolder) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -80,12 +81,18 @@ def test_the_reference_is_the_adapter_switched_off(problem: Problem) -> None:
     assert adapter == pytest.approx(whole, abs=1e-6)
 
 
-def test_an_adapter_that_fits_nowhere_is_refused(problem: Problem) -> None:
-    method = NPO(epochs=1, adapter=LoraSettings(targets=("q_proj",)))
-    with pytest.raises(
-        AdapterError, match=r"no linear layer named q_proj; its linear layers end in c_attn, c_fc, c_proj"
-    ):
+@pytest.mark.parametrize("name", ["q_proj", "lm_head"])
+def test_an_adapter_that_fits_nowhere_is_refused(name: str, problem: Problem) -> None:
+    """With names that can be taken instead."""
+    method = NPO(epochs=1, adapter=LoraSettings(targets=(name,)))
+    message = rf"no linear layer named {name} besides its head, .*; the others end in (.*): name those"
+    with pytest.raises(AdapterError, match=message) as refused:
         unlearn(problem, method, execution=tiny.QUIET)
+    found = re.search(message, str(refused.value))
+    assert found is not None
+    offered = tuple(found[1].split(", "))
+    assert offered == ("c_attn", "c_fc", "c_proj")
+    unlearn(problem, NPO(epochs=1, batch_size=6, adapter=LoraSettings(targets=offered)), execution=tiny.QUIET)
 
 
 @pytest.mark.parametrize(("name", "value"), [("rank", 0), ("alpha", 0), ("dropout", 1.0), ("dropout", -0.1)])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tiny
-from expunge.errors import ConvergenceError, SettingError
+from expunge.errors import ConvergenceError, SettingError, StateError
 from expunge.states import GradientLog
 from expunge.states.influence import Influence, influence
 from expunge.training import Run
@@ -23,9 +23,15 @@ def flat(model: Any, examples: list[Any]) -> torch.Tensor:
     return torch.cat([each.flatten() for each in torch.autograd.grad(losses.mean(), list(model.parameters()))])
 
 
-def scores(kind: Influence, model: Any, **settings: Any) -> torch.Tensor:
+def scores(kind: Influence | str, model: Any, **settings: Any) -> torch.Tensor:
     run = Run(TASK, execution=tiny.QUIET)
     return influence(model, QUERY, CANDIDATES, run, kind=kind, batch_size=2, **settings)
+
+
+def few(kind: Influence) -> dict[str, Any]:
+    """Settings of a kind by which its scores are quick to have."""
+    layers = {} if kind is Influence.ACTIVATION else {"layers": ("*.ln_f.*",)}
+    return layers | ({"damping": 1.0} if kind is Influence.INVERSE_HVP else {})
 
 
 def test_gradients_at_the_model() -> None:
@@ -41,6 +47,10 @@ def test_gradients_from_a_log(tmp_path: Path) -> None:
     model.eval()
     query = torch.stack([flat(model, [each]) for each in QUERY]).mean(0)
     names = [name for name, _ in model.named_parameters()]
+    with pytest.raises(StateError, match="the gradient log belongs to another model"):
+        scores(Influence.GRADIENT, network(), log=log)
+    with pytest.raises(SettingError, match="log: of use for the kinds gradient, hvp, inverse-hvp alone"):
+        scores(Influence.ACTIVATION, model, log=log)
     wanted = torch.stack(
         [
             sum(torch.cat([epoch[name].flatten() for name in names]) for epoch in reference[number]) @ query
@@ -83,7 +93,8 @@ def test_curvature_against_a_dense_hessian(kind: Influence) -> None:
     damped = hessian + 0.1 * torch.eye(len(point))
     turned = hessian @ query if kind is Influence.HVP else torch.linalg.solve(damped, query)
     wanted = torch.stack([gradient(point, [each]) @ turned for each in CANDIDATES])
-    found = scores(kind, model, layers=("*.ln_f.*",), damping=0.1, tolerance=1e-3)
+    solving = {"damping": 0.1, "tolerance": 1e-3} if kind is Influence.INVERSE_HVP else {}
+    found = scores(kind, model, layers=("*.ln_f.*",), **solving)
     assert torch.allclose(found.float(), wanted, rtol=2e-3, atol=1e-5)
 
 
@@ -92,11 +103,26 @@ def test_an_inverse_that_is_not_found_is_an_error() -> None:
         scores(Influence.INVERSE_HVP, network().eval(), layers=("*.ln_f.*",), damping=1e-6, iterations=2)
 
 
+def test_a_kind_can_be_given_by_its_name() -> None:
+    model = network().eval()
+    found = {kind: scores(kind, model, **few(kind)) for kind in Influence}
+    for kind, wanted in found.items():
+        named = scores(kind.value, model, **few(kind))
+        assert torch.equal(named, wanted), kind
+        assert not any(torch.equal(named, other) for each, other in found.items() if each is not kind), kind
+
+
 def test_bad_settings_are_refused() -> None:
     for settings, message in (
         ({"kind": "tracin"}, "kind must be one of gradient, activation, hvp, inverse-hvp, not 'tracin'"),
         ({"kind": Influence.INVERSE_HVP, "damping": 0.0}, "damping must be above 0"),
         ({"kind": Influence.GRADIENT, "layers": ("none",)}, "layers: nothing is called 'none'"),
+        ({"kind": Influence.ACTIVATION, "layers": ("none",)}, "layers: of use for the kinds gradient, hvp, inverse-"),
+        ({"kind": Influence.GRADIENT, "damping": 0.2}, "damping: of use for the kind inverse-hvp alone"),
+        ({"kind": Influence.HVP, "iterations": 5}, "iterations: of use for the kind inverse-hvp alone"),
+        ({"kind": "gradient", "curvature_examples": 5}, "curvature_examples: of use for the kinds hvp, inverse-hvp"),
+        ({"kind": Influence.HVP, "curvature_examples": 0}, "curvature_examples must be above 0, not 0"),
+        ({"kind": Influence.GRADIENT, "epochs": "first"}, "epochs='first' chooses among those of a log"),
     ):
         with pytest.raises(SettingError, match=message):
             scores(model=network(), **settings)

@@ -77,6 +77,5 @@ def _has_paraphrase(example: Example) -> bool:
 
 
 def _fitting(task: CausalLM, model: nn.Module, rows: Sequence[Example]) -> list[Example]:
-    reads = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    limits = [most for most in (task.longest, reads) if isinstance(most, int)]
-    return [row for row in rows if task.length_of(row) <= min(limits)] if limits else list(rows)
+    most = task.longest_for(model)
+    return [row for row in rows if most is None or task.length_of(row) <= most]

@@ -327,7 +327,8 @@ def influence(
     job_file: Annotated[Path, typer.Argument(metavar="JOB", help="The job, a YAML file.")],
     kind: Annotated[InfluenceName, typer.Option(help="What is compared.")] = "gradient",
     log: Annotated[
-        Path | None, typer.Option(help="Folder of the gradient log; without one, gradients are taken at the model.")
+        Path | None,
+        typer.Option(help="Folder of the gradient log; by default the job's state, else gradients at the model."),
     ] = None,
     layers: Annotated[
         list[str] | None, typer.Option(help="Layers that count, such as embedding or block:0-3; several may be given.")

@@ -12,8 +12,9 @@ from expunge.cli.job import Job
 from expunge.cli.problems import execution_of, prepare
 from expunge.data import View
 from expunge.errors import MissingNeedError, SettingError
+from expunge.problem import DeletionState
 from expunge.states import GradientLog
-from expunge.states.influence import Influence, influence
+from expunge.states.influence import Influence, influence, require_used
 from expunge.training import Run, reproducible
 
 
@@ -31,27 +32,26 @@ def influence_facts(
     Args:
         job: What to forget, of which model.
         kind: Of score.
-        log: Folder of a gradient log, if gradients are to come from one.
+        log: Folder of a gradient log, if gradients are to come from another than that of the job's `state`.
         layers: Patterns of layers that count; all without any.
         top: How many examples; all without.
         solving: Those of `damping`, `iterations` and `tolerance` that are not to be the defaults of `influence`.
 
     Raises:
         MissingNeedError: The job has no forget or no retained examples at hand.
-        SettingError: `top` is below 1, `solving` is for a kind that solves nothing, or what the scores refuse.
+        SettingError: `top` is below 1, a setting is of no use for the kind, or what the scores refuse.
+        StateError: The log belongs to another model than the job's, or lacks a retained example.
     """
     if top is not None and top < 1:
         raise SettingError(f"top must be at least 1, not {top}")
-    if solving and kind is not Influence.INVERSE_HVP:
-        raise SettingError(
-            f"{', '.join(solving)}: of use for the kind inverse-hvp alone; leave out, or choose that kind"
-        )
+    require_used(kind, [*solving, *(name for name, value in (("log", log), ("layers", layers)) if value)])
     problem, execution = prepare(job).problem, execution_of(job)
     if problem.forget is None or problem.retain is None:
         raise MissingNeedError(
             "scores compare retained examples with those to be forgotten; the job names none of one kind"
         )
     run = Run(problem.task, job.seed, execution)
+    logged = _log(kind, log, problem.state)
     with reproducible(execution.threads):
         scores = influence(
             run.copy(problem.model).eval(),
@@ -59,7 +59,8 @@ def influence_facts(
             problem.retain,
             run,
             kind=kind,
-            log=None if log is None else GradientLog.open(log),
+            log=logged,
+            epochs="all" if logged is None else logged.settings.epochs,
             layers=tuple(layers) or ("all",),
             **solving,
         )
@@ -67,6 +68,7 @@ def influence_facts(
     positions = View.of(problem.retain).indices[order]
     return {
         "kind": kind.value,
+        "log": None if logged is None else str(logged.folder),
         "forget_examples": len(problem.forget),
         "retain_examples": len(problem.retain),
         "mean": float(scores.mean()),
@@ -78,11 +80,19 @@ def influence_facts(
     }
 
 
+def _log(kind: Influence, folder: Path | None, state: DeletionState | None) -> GradientLog | None:
+    """The log that was named, else the job's own where the kind takes gradients."""
+    if folder is not None:
+        return GradientLog.open(folder)
+    return state if isinstance(state, GradientLog) and kind is not Influence.ACTIVATION else None
+
+
 def print_influence(console: Console, facts: dict[str, Any]) -> None:
     """The scores for people."""
+    told = f"{facts['kind']}, gradients from the log" if facts["log"] else facts["kind"]
     console.print(
-        f"Scores ({facts['kind']}) of {facts['retain_examples']} retained examples on the {facts['forget_examples']} "
-        f"to be forgotten; mean {facts['mean']:.3g}, standard deviation {facts['deviation']:.3g}.",
+        f"Scores ({told}) of {facts['retain_examples']} retained examples on the {facts['forget_examples']} to be "
+        f"forgotten; mean {facts['mean']:.3g}, standard deviation {facts['deviation']:.3g}.",
         soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False)

@@ -49,13 +49,12 @@ def _classes(job: Job) -> Data:
 
 
 def _text(job: Job) -> Data:
-    train = load_text(job.data.train, job, "data.train")
+    sources = {"data.train": load_text(job.data.train, job, "data.train")}
+    if job.data.holdout is not None:
+        sources["data.holdout"] = load_text(job.data.holdout, job, "data.holdout")
     task = language_task(job)
-    train, notes = readable_examples(train, task, job, "data.train")
-    if job.data.holdout is None:
-        return train, None, task, notes
-    holdout, more = readable_examples(load_text(job.data.holdout, job, "data.holdout"), task, job, "data.holdout")
-    return train, holdout, task, [*notes, *more]
+    (train, *holdout), notes = readable_examples(sources, task, job)
+    return train, holdout[0] if holdout else None, task, notes
 
 
 def _images(job: Job) -> Data:

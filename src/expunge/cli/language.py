@@ -1,6 +1,6 @@
 """Language models of a job: task and tokenizer, trained models, untrained ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -14,13 +14,13 @@ from expunge.cli.settings import checked_call
 from expunge.cli.sources import Source
 from expunge.cli.task_sections import CausalLMSection
 from expunge.data import subset
-from expunge.errors import JobError, SourceError, TokenizerError
+from expunge.errors import ContextError, DataError, JobError, SourceError, TokenizerError
 from expunge.pretrained import without_bars
-from expunge.tasks import CausalLM
+from expunge.tasks import CausalLM, Tokenized
 
 
 def language_task(job: Job) -> CausalLM:
-    """The task of a job on text; what the model's configuration says it can read is the longest example by default.
+    """The task of a job on text; no example is longer than the model's configuration says it can read.
 
     Raises:
         JobError: A setting is wrong.
@@ -30,9 +30,9 @@ def language_task(job: Job) -> CausalLM:
     section = cast(CausalLMSection, job.task)
     settings = section.model_dump(exclude_none=True, exclude={"kind", "tokenizer", "pad_token", "too_long"})
     tokenizer = _tokenizer(job, section)
-    if section.context is None and job.model.hf is not None:
+    if job.model.hf is not None:
         reads = getattr(_config(_configuration(job, job.model.hf, "model.hf")), "max_position_embeddings", None)
-        if isinstance(reads, int) and reads < tokenizer.model_max_length:
+        if isinstance(reads, int) and reads < settings.get("context", tokenizer.model_max_length):
             settings["context"] = reads
     try:
         return checked_call(partial(CausalLM, tokenizer), settings, "task")
@@ -71,22 +71,40 @@ def untrained_language_model(job: Job) -> Callable[[], nn.Module]:
     return partial(_made, _configuration(job, job.model.hf, "model.hf"), None)
 
 
-def readable_examples(source: Source, task: CausalLM, job: Job, key: str) -> tuple[Source, list[str]]:
-    """The examples that the model can read where the job says to drop the others, and how many these were.
+def readable_examples(sources: Mapping[str, Source], task: CausalLM, job: Job) -> tuple[list[Source], list[str]]:
+    """The examples that the model can read, where the job says to drop the others, and how many these were.
+
+    Args:
+        sources: By their keys in the job.
+        task: Of the job.
+        job: It says what becomes of examples that are too long.
 
     Raises:
-        ContextError: All are too long.
+        ContextError: Examples are too long and not to be dropped, and how many of each source; or all are too long.
         EmptyAnswerError: Examples have nothing to measure.
     """
-    if cast(CausalLMSection, job.task).too_long == "refuse":
-        return source, []
-    found = task.tokenized(source.dataset, too_long="drop")
-    if not found.dropped:
-        return source, []
-    kept = found.kept
-    note = f"{found.dropped} of {len(source.dataset):,} examples of {key} were too long and are left out"
-    shorter = Source(subset(source.dataset, kept), lambda name: source.column(name)[kept.numpy()], fields=source.fields)
-    return shorter, [note]
+    found = {key: _tokenized(source, task, key) for key, source in sources.items()}
+    dropped = {key: (each.dropped, len(sources[key].dataset)) for key, each in found.items() if each.dropped}
+    if dropped and cast(CausalLMSection, job.task).too_long == "refuse":
+        told = "; ".join(f"{key}: {count:,} of {of:,} examples" for key, (count, of) in dropped.items())
+        raise ContextError(
+            f"{told} have more than {task.longest} tokens; shorten them, or leave them out with `task.too_long: drop`"
+        )
+    notes = [
+        f"{count:,} of {of:,} examples of {key} were too long and are left out" for key, (count, of) in dropped.items()
+    ]
+    return [_only(source, found[key].kept) if key in dropped else source for key, source in sources.items()], notes
+
+
+def _tokenized(source: Source, task: CausalLM, key: str) -> Tokenized:
+    try:
+        return task.tokenized(source.dataset, too_long="drop")
+    except DataError as error:
+        raise type(error)(f"{key}: {error}") from error
+
+
+def _only(source: Source, kept: Tensor) -> Source:
+    return Source(subset(source.dataset, kept), lambda name: source.column(name)[kept.numpy()], fields=source.fields)
 
 
 def _tokenizer(job: Job, section: CausalLMSection) -> PreTrainedTokenizerBase:

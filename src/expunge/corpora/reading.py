@@ -44,7 +44,8 @@ def read_json_lines(path: str | Path, fields: Mapping[str, type] | Iterable[str]
     """
     text = _text(Path(path))
     rows: list[Row] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # str.splitlines would also cut at U+2028, U+0085 and others, which JSON allows inside a string
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             rows.append(_object(line, f"line {number} of {path}"))
             require_fields(rows[-1], fields, f"line {number} of {path}")

@@ -21,8 +21,8 @@ class LoraSettings:
         rank: 8 (peft).
         alpha: The addition is scaled by alpha / rank. Default 16, twice the rank (Dong et al. 2024, UNDIAL, code).
         dropout: Of what goes into the adapter. Default 0 (peft).
-        targets: Ends of the names of the layers that get one, such as `("c_attn", "c_proj")`. By default every linear
-            layer but the head.
+        targets: Ends of the names of the layers that get one, such as `("c_attn", "c_proj")`; the head cannot. By
+            default every linear layer but the head.
     """
 
     rank: int = 8
@@ -64,20 +64,26 @@ def adapted(model: nn.Module, settings: LoraSettings) -> Adapted:
     """Put an adapter on a model, in place; its first draw comes from torch's global generator.
 
     Raises:
-        AdapterError: The model has no layers of the names given.
+        AdapterError: The model has no layers of the names given, the head apart.
         MissingNeedError: peft is not installed.
     """
     try:
         import peft
     except ImportError as error:
         raise MissingNeedError("an adapter needs peft: install it with `pip install 'expunge[language]'`") from error
-    known = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    head = cast(Any, model).get_output_embeddings()
+    known = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head  # which an adapter would hide from the task
+    ]
     lost = [name for name in settings.targets if not any(path == name or path.endswith(f".{name}") for path in known)]
     if lost or not known:
         kinds = sorted({path.rpartition(".")[2] for path in known})[:_SHOWN]
         raise AdapterError(
-            f"{type(model).__name__} has no linear layer named {', '.join(lost) or 'anything'}; its linear layers end "
-            f"in {', '.join(kinds) or 'nothing'}: name those in `targets`, or leave it out for all"
+            f"{type(model).__name__} has no linear layer named {', '.join(lost) or 'anything'} besides its head, which "
+            f"takes no adapter; the others end in {', '.join(kinds) or 'nothing'}: name those in `targets`, or leave "
+            "`targets` out for all"
         )
     config = peft.LoraConfig(
         r=settings.rank,

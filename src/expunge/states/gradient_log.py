@@ -126,7 +126,8 @@ class GradientLog:
         if digest_model(model) != self.model:
             raise StateError(
                 "the gradient log belongs to another model: it goes with the weights that its training ended with, "
-                "and after a deletion with those that the deletion returned; load the two from the same run"
+                "and after a deletion, or once it was compacted, with those that the deletion returned; load the two "
+                "from the same run"
             )
 
     def sealed(self, model: nn.Module) -> Self:
@@ -160,7 +161,13 @@ class GradientLog:
 
     def choose(self, layers: Sequence[str]) -> list[Slot]:
         """The logged slots that patterns name; SettingError where one names nothing that was logged."""
-        return choose(self.slots, layers)
+        try:
+            return choose(self.slots, layers)
+        except SettingError as error:
+            raise SettingError(
+                f"{error}; the gradient log holds the layers that were chosen when it was made, and no others "
+                "(`compact` takes examples out of it, never layers)"
+            ) from error
 
     def entries(self, example: int, epochs: Chosen = "all") -> list[Located]:
         """Where an example's gradients lie, in the order of the epochs.

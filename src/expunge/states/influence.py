@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from inspect import signature
 from typing import Any, cast
 
 import numpy as np
@@ -47,7 +48,7 @@ def influence(
     candidates: MapDataset,
     run: Run,
     *,
-    kind: Influence = Influence.GRADIENT,
+    kind: Influence | str = Influence.GRADIENT,
     log: GradientLog | None = None,
     epochs: Chosen = "all",
     layers: Sequence[str] = ("all",),
@@ -64,10 +65,10 @@ def influence(
         query: Such as the forget set.
         candidates: Such as the retain set.
         run: Task and device.
-        kind: Of score.
-        log: Take the candidates' gradients from here, instead of at the model as it is.
+        kind: Of score, also by its name, such as `"hvp"`.
+        log: Take the candidates' gradients from here, instead of at the model as it is, which must be the log's.
         epochs: Of the log.
-        layers: Parameters that count, by pattern.
+        layers: Parameters that count, by pattern; not of use for `activation`, which has none.
         damping: λ of `inverse-hvp`. Default ours.
         iterations: Most products with H for `inverse-hvp`. Default ours.
         tolerance: Largest residual for `inverse-hvp`, of the norm of q. Default ours.
@@ -78,17 +79,33 @@ def influence(
         (candidates,) float64.
 
     Raises:
-        SettingError: A setting is out of range, a layer is not there, or dattri is not installed and is needed.
+        SettingError: A setting is out of range or of no use for the kind, a layer is not there, or dattri is not
+            installed and is needed.
         UnknownRowError: The log is of a training set without one of the candidates.
-        StateError: The log holds no entry of a candidate.
+        StateError: The log belongs to another model, or holds no entry of a candidate.
         ConvergenceError: The inverse was not found to the tolerance.
     """
     if kind not in list(Influence):
         raise SettingError(f"kind must be one of {', '.join(Influence)}, not {kind!r}")
+    kind = Influence(kind)
+    given = {
+        "log": log,
+        "epochs": epochs,
+        "layers": tuple(layers),
+        "damping": damping,
+        "iterations": iterations,
+        "tolerance": tolerance,
+        "curvature_examples": curvature_examples,
+    }
+    usual = signature(influence).parameters
+    require_used(kind, [name for name, value in given.items() if value != usual[name].default])
+    if log is None and epochs != "all":
+        raise SettingError(f"epochs={epochs!r} chooses among those of a log, and there is none; pass `log=` too")
     for name, value in (
         ("damping", damping),
         ("iterations", iterations),
         ("tolerance", tolerance),
+        ("curvature_examples", curvature_examples),
         ("batch_size", batch_size),
     ):
         if not value > 0:
@@ -99,6 +116,8 @@ def influence(
             for each in (query, candidates)
         ]
         return seen[1] @ seen[0].mean(0)
+    if log is not None:
+        log.require_model(model)
     slots = choose(slots_of(model), layers) if log is None else log.choose(layers)
     direction = loss_gradient(run, model, query, slots, batch_size)
     if kind is not Influence.GRADIENT:
@@ -142,6 +161,27 @@ def loss_gradient(
             for sums, each in zip(total, torch.autograd.grad(losses.sum(), wanted), strict=True):
                 sums += each
     return {parameter: sums / len(dataset) for parameter, sums in zip(wanted, total, strict=True)}
+
+
+def require_used(kind: Influence, names: Iterable[str]) -> None:
+    """Raise a SettingError where one of these settings of `influence` is not looked at by a kind."""
+    for name in names:
+        if name in _UNUSED[kind]:
+            able = [each.value for each in Influence if name not in _UNUSED[each]]
+            among = "that kind" if len(able) == 1 else "one of these"
+            raise SettingError(
+                f"{name}: of use for the kind{'s' if len(able) > 1 else ''} {', '.join(able)} alone; leave it out, or "
+                f"choose {among}"
+            )
+
+
+_SOLVING = frozenset({"damping", "iterations", "tolerance"})
+_UNUSED = {
+    Influence.GRADIENT: _SOLVING | {"curvature_examples"},
+    Influence.ACTIVATION: _SOLVING | {"curvature_examples", "log", "epochs", "layers"},
+    Influence.HVP: _SOLVING,
+    Influence.INVERSE_HVP: frozenset[str](),
+}
 
 
 class _Curvature:

@@ -191,13 +191,13 @@ def _already(fields: Mapping[str, Any]) -> Tokens:
     labels = input_ids.clone() if fields.get("labels") is None else _whole_numbers(fields["labels"], "labels")
     if len(labels) != len(input_ids):
         raise DataError(f"an example has {len(input_ids)} input_ids and {len(labels)} labels; give one label a token")
-    if fields.get("prompt_length") is not None:
-        labels[: _length_of_prompt(fields["prompt_length"])] = IGNORED
     if fields.get("attention_mask") is not None:
         kept = _whole_numbers(fields["attention_mask"], "attention_mask").bool()
         if len(kept) != len(input_ids):
             raise DataError(f"an example has {len(input_ids)} input_ids and an attention_mask of {len(kept)}")
         input_ids, labels = input_ids[kept], labels[kept]
+    if fields.get("prompt_length") is not None:  # after the mask: padding on the left is no part of the prompt
+        labels[: _length_of_prompt(fields["prompt_length"])] = IGNORED
     return Tokens(input_ids, labels)
 
 

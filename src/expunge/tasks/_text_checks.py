@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from expunge.errors import ContextError, EmptyAnswerError, TokenizerError
-from expunge.tasks._text import Tokens
+from expunge.tasks._text import IGNORED, Tokens
 
 
 def require_usable(rows: Sequence[Tokens], most: int | None) -> None:
@@ -34,6 +35,44 @@ def require_usable(rows: Sequence[Tokens], most: int | None) -> None:
         )
 
 
+def require_readable(rows: Mapping[str, Sequence[Tokens]], most: int | None, reads: int | None) -> None:
+    """Refuse sets with examples that are too long for the task or the model, or that have nothing to measure.
+
+    Args:
+        rows: Examples by the name of their set.
+        most: Most tokens by the task.
+        reads: Most tokens by the model.
+
+    Raises:
+        ContextError: Examples are too long, and how many of each set.
+        EmptyAnswerError: Examples have nothing to measure, and how many.
+    """
+    every = [row for each in rows.values() for row in each]
+    by_model = reads is not None and (most is None or reads < most)
+    limit = reads if by_model else most
+    longest = max((len(row.input_ids) for row in every), default=0)
+    if limit is not None and longest > limit:
+        counts = {name: sum(len(row.input_ids) > limit for row in each) for name, each in rows.items()}
+        told = ", ".join(f"{count} in {name}" for name, count in counts.items() if count)
+        whose, here, there = (
+            (", which is all that the model can read", f"`context={limit}` and ", f"`context: {limit}` and ")
+            if by_model
+            else ("", "", "")
+        )
+        raise ContextError(
+            f"{sum(counts.values())} of {len(every)} examples have more than {limit} tokens{whose} ({told}; the "
+            f"longest {longest}); shorten them, or leave them out with {here}`task.tokenized(dataset, "
+            f"too_long='drop')`, in a job with {there}`too_long: drop` under `task`"
+        )
+    require_usable(every, None)
+
+
+def reads_of(model: nn.Module) -> int | None:
+    """Most tokens that a model's configuration says it can read, or None where it does not say."""
+    most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return most if isinstance(most, int) else None
+
+
 def require_fits(model: nn.Module, batch: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Refuse a batch that the model cannot read.
 
@@ -42,9 +81,8 @@ def require_fits(model: nn.Module, batch: Mapping[str, Any], tokenizer: PreTrain
         TokenizerError: Tokenizer and model do not belong together, or tokens lie outside the vocabulary.
     """
     config = getattr(model, "config", None)
-    length = batch["input_ids"].shape[1]
-    most = getattr(config, "max_position_embeddings", None)
-    if isinstance(most, int) and length > most:
+    length, most = batch["input_ids"].shape[1], reads_of(model)
+    if most is not None and length > most:
         longer = int((batch["attention_mask"].sum(1) > most).sum())
         raise ContextError(
             f"{longer} of {len(batch['input_ids'])} examples in a batch have more tokens than the {most} that the "
@@ -60,10 +98,13 @@ def require_fits(model: nn.Module, batch: Mapping[str, Any], tokenizer: PreTrain
                 "from the same place, or resize the model's embeddings"
             )
         _require_same_ends(config, tokenizer, rows)
-    elif int(batch["input_ids"].max()) >= rows:
+    ids, labels = batch["input_ids"], batch["labels"]
+    given = torch.stack([ids, labels.where(labels != IGNORED, ids)])
+    smallest, largest = torch.stack(torch.aminmax(given)).tolist()
+    if smallest < 0 or largest >= rows:
         raise TokenizerError(
-            f"a token is {int(batch['input_ids'].max())}, outside the model's vocabulary of {rows}; tokenise with "
-            "the model's own tokenizer"
+            f"a token is {smallest if smallest < 0 else largest}, outside the model's vocabulary of {rows}; tokenise "
+            "with the model's own tokenizer"
         )
 
 

@@ -30,6 +30,13 @@ class Task(ABC):
     def labels_of(self, dataset: MapDataset) -> Tensor | None:
         """Class of every example, (examples,), or None where examples have none; raise a `LabelError` for a bad one."""
 
+    def require_readable(self, model: nn.Module, datasets: Mapping[str, MapDataset]) -> None:
+        """Raise a `DataError` where a model cannot read an example of these sets, before anything is computed.
+
+        A task whose examples are all of one size leaves this as it is.
+        """
+        del model, datasets
+
     @abstractmethod
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         """What the model says, in the form that may be distilled or matched: (batch, ...), such as logits."""

@@ -17,6 +17,7 @@ from expunge.tasks._text import (
     IGNORED,
     NUMBER,
     Tokenized,
+    Tokens,
     answer_of,
     answer_tokens,
     context_of,
@@ -24,7 +25,7 @@ from expunge.tasks._text import (
     padded,
     tokens_of,
 )
-from expunge.tasks._text_checks import require_fits, require_usable, takes_logits_to_keep
+from expunge.tasks._text_checks import reads_of, require_fits, require_readable, require_usable, takes_logits_to_keep
 from expunge.tasks._text_outputs import divergence_by_place, parted_log_probabilities
 from expunge.tasks.base import Task
 from expunge.tasks.predictions import Predictions, fitted_head
@@ -39,8 +40,10 @@ class CausalLM(Task):
     """A Hugging Face model that predicts the next token.
 
     An example is text, (question, answer), (input_ids, labels), or a mapping with `text`, or `question` and
-    `answer`, or `input_ids` with `labels` or `prompt_length` where some tokens carry no loss. The loss of an example is
-    the mean over its tokens that carry one. Of a question and its answer, the answer and the token that ends it do.
+    `answer`, or `input_ids` with `labels` or `prompt_length` where some tokens carry no loss. Tokens that an
+    `attention_mask` leaves out are padding on either side and no part of the example; `prompt_length` is the number of
+    first tokens without a loss among those that are attended. The loss of an example is the mean over its tokens that
+    carry one. Of a question and its answer, the answer and the token that ends it do.
     Where mappings have a whole `_expunge_number`, their batch gives it back as `numbers`, so that what was computed of
     an example before can be found again.
 
@@ -103,14 +106,7 @@ class CausalLM(Task):
 
     def stack(self, columns: Example) -> TextBatch:
         """A batch of columns that are tensors already: (batch, length) `input_ids`, perhaps `labels` and so on."""
-        given = columns if isinstance(columns, Mapping) else dict(zip(("input_ids", "labels"), columns, strict=False))
-        fields = cast("Mapping[Any, Any]", given)
-        known: list[FieldKey | None] = ["input_ids", "labels", "attention_mask", "prompt_length", NUMBER, self.group]
-        names = [name for name in known if name in fields]
-        if "input_ids" not in names:
-            raise DataError(f"the columns {', '.join(map(str, fields))} hold no `input_ids`; rename the field")
-        rows = zip(*(torch.as_tensor(fields[name]) for name in names), strict=True)
-        return self.collate([dict(zip(names, row, strict=True)) for row in rows])
+        return self.collate(self._parted(columns))
 
     def tokenized(self, dataset: MapDataset, *, too_long: Literal["refuse", "drop"] = "refuse") -> Tokenized:
         """Tokenise a dataset once, instead of in each epoch, and say what becomes of examples that are too long.
@@ -139,18 +135,22 @@ class CausalLM(Task):
         return Tokenized(found, torch.tensor(kept), len(rows) - len(kept))
 
     def labels_of(self, dataset: MapDataset) -> None:
-        """Text has no classes; that every example can be used is checked all the same.
+        """Text has no classes."""
+        del dataset
+
+    def require_readable(self, model: nn.Module, datasets: Mapping[str, MapDataset]) -> None:
+        """Refuse sets with examples that are longer than the task allows or the model can read, or without an answer.
 
         Raises:
-            ContextError: Examples are too long, and how many.
+            ContextError: Examples are too long, and how many of each set.
             EmptyAnswerError: Examples have nothing to measure, and how many.
         """
-        base = View.of(dataset).base
-        if isinstance(base, TensorDataset) and len(dataset):
-            self.stack(cast(Example, View.of(dataset).columns(torch.arange(len(dataset)))))
-        else:
-            examples = View.of(dataset).examples(torch.arange(len(dataset)))
-            require_usable([tokens_of(example, self.tokenizer, self.template) for example in examples], self._most)
+        rows = {name: self._rows(dataset) for name, dataset in datasets.items()}
+        require_readable(rows, self._most, reads_of(model))
+
+    def longest_for(self, model: nn.Module) -> int | None:
+        """Most tokens of an example that both task and model allow, or None where neither says."""
+        return min((most for most in (self._most, reads_of(model)) if most is not None), default=None)
 
     def predictions(self, model: nn.Module, batch: TextBatch) -> Predictions:
         """What a model expects at each place, from one forward pass.
@@ -309,6 +309,24 @@ class CausalLM(Task):
     def length_of(self, example: Example) -> int:
         """Tokens of an example in any of the forms, prompt and all."""
         return len(tokens_of(example, self.tokenizer, self.template).input_ids)
+
+    def _rows(self, dataset: MapDataset) -> list[Tokens]:
+        """Tokens of every example."""
+        view, every = View.of(dataset), torch.arange(len(dataset))
+        tensors = isinstance(view.base, TensorDataset) and len(dataset)
+        examples = self._parted(cast(Example, view.columns(every))) if tensors else view.examples(every)
+        return [tokens_of(example, self.tokenizer, self.template) for example in examples]
+
+    def _parted(self, columns: Example) -> list[dict[Any, Tensor]]:
+        """Examples of columns that are tensors."""
+        given = columns if isinstance(columns, Mapping) else dict(zip(("input_ids", "labels"), columns, strict=False))
+        fields = cast("Mapping[Any, Any]", given)
+        known: list[FieldKey | None] = ["input_ids", "labels", "attention_mask", "prompt_length", NUMBER, self.group]
+        names = [name for name in known if name in fields]
+        if "input_ids" not in names:
+            raise DataError(f"the columns {', '.join(map(str, fields))} hold no `input_ids`; rename the field")
+        rows = zip(*(torch.as_tensor(fields[name]) for name in names), strict=True)
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
     @property
     def _pad(self) -> int:
