@@ -24,6 +24,7 @@ from expunge.audit.tofu import (
     utility_of,
 )
 from expunge.errors import (
+    ContextError,
     DataError,
     MissingNeedError,
     NonFiniteDataError,
@@ -117,6 +118,70 @@ def test_written_text_is_the_greedy_continuation(run: Run, model: Any) -> None:
         write(run, model, ["ann live in rome ."])
     with pytest.raises(TokenizerError, match="give the task a tokenizer"):
         write(Run(CausalLM(), execution=tiny.QUIET), model, [[3, 4]])
+
+
+def greedy(model: Any, prompt: list[int], most: int) -> list[int]:
+    """A model that is run one token at a time, until it ends."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + most:
+        tokens.append(int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
+        if tokens[-1] == words.tokenizer().eos_token_id:
+            return tokens[len(prompt) : -1]
+    return tokens[len(prompt) :]
+
+
+@pytest.fixture(scope="module")
+def endless() -> Any:
+    """Reads 16 tokens, and writes others at every place, never the end."""
+    torch.manual_seed(0)
+    model = words.gpt2(n_positions=16, initializer_range=0.7)
+    with torch.no_grad():
+        model.transformer.wte.weight[1] = 0
+    return model.eval()
+
+
+# Each fits 16 tokens, yet the longest prompt and the longest answer together do not.
+NEAR_THE_LIMIT = [
+    ("where does ann live ?", "rome"),
+    ("where ?", "ann is a cook . bob is"),
+    ("?", "ann is a nurse ."),
+    ("what is the job of ?", "a"),
+]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_examples_that_fit_the_context_are_written_to_their_end(run: Run, endless: Any, batch_size: int) -> None:
+    rows = words.TASK.tokenized(NEAR_THE_LIMIT).dataset
+    parts = [[row["input_ids"][row["labels"] == -100].tolist(), int((row["labels"] != -100).sum())] for row in rows]
+    widths = [len(row["input_ids"]) for row in rows]
+    assert max(widths) <= 16 < max(len(prompt) for prompt, _ in parts) + max(length for _, length in parts)
+    read = words.tokenizer()
+
+    def alone(prompt: list[int], most: int) -> str:
+        return read.decode(greedy(endless, prompt, most), skip_special_tokens=True)
+
+    told = write(run, endless, NEAR_THE_LIMIT, batch_size=batch_size)
+    assert told.written == [alone(prompt, length) for prompt, length in parts]
+    told = write(run, endless, NEAR_THE_LIMIT, longest=30, batch_size=batch_size)
+    assert told.written == [alone(prompt, 16 - len(prompt)) for prompt, _ in parts], "until the context is full"
+
+
+def test_the_extraction_likelihood_of_a_text_that_fills_the_context(run: Run, endless: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = [{"input_ids": torch.randint(3, len(words.WORDS), (16,), generator=generator).tolist()} for _ in range(2)]
+    found = extraction_likelihood(run, endless, rows, words=1, batch_size=5)
+    for row, figure in zip(rows, found, strict=True):
+        tokens = row["input_ids"]
+        shares = [overlap(greedy(endless, tokens[:cut], 16 - cut), tokens[cut:], 1) for cut in range(1, 16)]
+        assert figure == pytest.approx(float(np.mean(shares)))
+
+
+def test_what_a_model_cannot_read_is_counted(run: Run, endless: Any) -> None:
+    longer = ("where does ann live ?", "ann live in rome . " * 4)
+    with pytest.raises(ContextError, match=r"1 of 2 examples need more tokens than the 16 that the model can read"):
+        write(run, endless, [NEAR_THE_LIMIT[0], longer])
+    with pytest.raises(ContextError, match=r"than the 16 that the model can read \(the longest 17\)"):
+        extraction_likelihood(run, endless, [{"input_ids": [3] * 17}])
 
 
 def test_rouge_l_is_the_longest_common_subsequence_of_words() -> None:
