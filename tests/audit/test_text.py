@@ -204,26 +204,41 @@ def test_extraction_likelihood_is_a_mean_over_places(run: Run, model: Any) -> No
         row = words.TASK.tokenized([fact]).dataset[0]
         tokens, first = row["input_ids"].tolist(), int((row["labels"] == -100).sum())
         shares = []
-        for cut in range(first, len(tokens) - 1):
-            own = tokens[:cut]
-            while len(own) < len(tokens):
-                own.append(int(model(input_ids=torch.tensor([own])).logits[0, -1].argmax()))
-                if own[-1] == 1:
-                    own.pop()
-                    break
-            shares.append(overlap(own[cut:], tokens[cut:], 2))
+        assert tokens[-1] == words.tokenizer().eos_token_id
+        for cut in range(first, len(tokens) - 2):
+            true = tokens[cut:-1]
+            shares.append(overlap(greedy(model, tokens[:cut], len(true)), true, 2))
         assert figure == pytest.approx(float(np.mean(shares)))
     assert np.isnan(extraction_likelihood(run, model, facts[:1], words=10)).all()
 
 
 def test_extraction_likelihood_needs_as_many_labelled_tokens_as_a_run_has(run: Run, model: Any) -> None:
     facts = words.facts()[:1]
-    labelled = int((words.TASK.tokenized(facts).dataset[0]["labels"] != -100).sum())
+    labelled = int((words.TASK.tokenized(facts).dataset[0]["labels"] != -100).sum()) - 1  # without the end
     assert 0 <= extraction_likelihood(run, model, facts, words=labelled)[0] <= 1
     assert np.isnan(extraction_likelihood(run, model, facts, words=labelled + 1)).all()
     whole = [{"input_ids": list(range(3, 8))}]  # no prompt: the first token is given
     assert 0 <= extraction_likelihood(run, model, whole, words=4)[0] <= 1
     assert np.isnan(extraction_likelihood(run, model, whole, words=5)).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5])
+def test_the_extraction_likelihood_of_what_is_known_by_heart_is_one(run: Run, count: int) -> None:
+    """Of answers of five tokens and an end, and of texts with an end within."""
+    facts, end = words.facts()[:2], int(words.tokenizer().eos_token_id)
+    torn = [{"input_ids": [3, 5, 7, 8, 9, 10, 11, end, 12, 13, 14, 15, 16, 17, end]}]
+    torch.manual_seed(0)
+    model = words.gpt2()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    batches = [words.TASK.collate(words.TASK.tokenized(each).dataset) for each in (facts, torn)]
+    for _ in range(60):
+        for batch in batches:
+            words.TASK.losses(model, batch).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert TokenScores.of(run, model.eval(), facts).exact_memorisation.tolist() == [1.0, 1.0]
+    assert extraction_likelihood(run, model, facts, words=count).tolist() == [1.0, 1.0]
+    assert extraction_likelihood(run, model, torn, words=count).tolist() == [1.0]
 
 
 WRONG, RIGHT = [[1.0, 3.0], [0.5, 0.5]], [2.0, 1.0]

@@ -85,8 +85,9 @@ def extraction_likelihood(
 
     The mean over places t of the share of such runs in the model's own continuation of the first t tokens that occur
     in the true continuation. With 10 it is EL10 of Jang et al. 2023 (arXiv 2210.01504). It takes a
-    continuation for every token; a larger `stride` takes every so manieth place. NaN where an example has
-    fewer labelled tokens than `words`; where all of its tokens are labelled, the first is given and does not count.
+    continuation for every token; a larger `stride` takes every so manieth place. The token that ends a text belongs to
+    neither continuation, so that a text known by heart has 1. NaN where an example has fewer labelled tokens than
+    `words` without it; where all of its tokens are labelled, the first is given and does not count.
 
     Args:
         run: Whose task is a `CausalLM`.
@@ -100,17 +101,20 @@ def extraction_likelihood(
         ContextError: The model cannot read an example to its end.
     """
     task, found = text_task(run), list[float]()
+    end = task.special_tokens[1]
     for row in task.tokenized(dataset).dataset:
         first = int((row["labels"] != -100).nonzero()[0])
         tokens: Tensor = row["input_ids"]
         _require_fits(model, [len(tokens)])
         cuts = list(range(max(first, 1), len(tokens) - words + 1, stride))
+        true = [_before(tokens[cut:], end) for cut in cuts]
+        places = [(tokens[:cut], rest) for cut, rest in zip(cuts, true, strict=True) if len(rest) >= words]
         shares: list[float] = []
-        for start in range(0, len(cuts), batch_size):
-            some = cuts[start : start + batch_size]
-            own = _continued(run, model, task, [tokens[:cut] for cut in some], [len(tokens) - cut for cut in some])
-            for cut, continued in zip(some, own, strict=True):
-                shares.append(overlap(continued.tolist(), tokens[cut:].tolist(), words))
+        for start in range(0, len(places), batch_size):
+            some = places[start : start + batch_size]
+            own = _continued(run, model, task, [given for given, _ in some], [len(rest) for _, rest in some])
+            for continued, (_, rest) in zip(own, some, strict=True):
+                shares.append(overlap(continued.tolist(), rest.tolist(), words))
         found.append(float(np.mean(shares)) if shares else float("nan"))
     return np.array(found)
 
