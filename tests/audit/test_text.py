@@ -24,6 +24,7 @@ from expunge.audit.tofu import (
     utility_of,
 )
 from expunge.errors import (
+    ContextError,
     DataError,
     MissingNeedError,
     NonFiniteDataError,
@@ -119,6 +120,70 @@ def test_written_text_is_the_greedy_continuation(run: Run, model: Any) -> None:
         write(Run(CausalLM(), execution=tiny.QUIET), model, [[3, 4]])
 
 
+def greedy(model: Any, prompt: list[int], most: int) -> list[int]:
+    """A model that is run one token at a time, until it ends."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + most:
+        tokens.append(int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
+        if tokens[-1] == words.tokenizer().eos_token_id:
+            return tokens[len(prompt) : -1]
+    return tokens[len(prompt) :]
+
+
+@pytest.fixture(scope="module")
+def endless() -> Any:
+    """Reads 16 tokens, and writes others at every place, never the end."""
+    torch.manual_seed(0)
+    model = words.gpt2(n_positions=16, initializer_range=0.7)
+    with torch.no_grad():
+        model.transformer.wte.weight[1] = 0
+    return model.eval()
+
+
+# Each fits 16 tokens, yet the longest prompt and the longest answer together do not.
+NEAR_THE_LIMIT = [
+    ("where does ann live ?", "rome"),
+    ("where ?", "ann is a cook . bob is"),
+    ("?", "ann is a nurse ."),
+    ("what is the job of ?", "a"),
+]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_examples_that_fit_the_context_are_written_to_their_end(run: Run, endless: Any, batch_size: int) -> None:
+    rows = words.TASK.tokenized(NEAR_THE_LIMIT).dataset
+    parts = [[row["input_ids"][row["labels"] == -100].tolist(), int((row["labels"] != -100).sum())] for row in rows]
+    widths = [len(row["input_ids"]) for row in rows]
+    assert max(widths) <= 16 < max(len(prompt) for prompt, _ in parts) + max(length for _, length in parts)
+    read = words.tokenizer()
+
+    def alone(prompt: list[int], most: int) -> str:
+        return read.decode(greedy(endless, prompt, most), skip_special_tokens=True)
+
+    told = write(run, endless, NEAR_THE_LIMIT, batch_size=batch_size)
+    assert told.written == [alone(prompt, length) for prompt, length in parts]
+    told = write(run, endless, NEAR_THE_LIMIT, longest=30, batch_size=batch_size)
+    assert told.written == [alone(prompt, 16 - len(prompt)) for prompt, _ in parts], "until the context is full"
+
+
+def test_the_extraction_likelihood_of_a_text_that_fills_the_context(run: Run, endless: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = [{"input_ids": torch.randint(3, len(words.WORDS), (16,), generator=generator).tolist()} for _ in range(2)]
+    found = extraction_likelihood(run, endless, rows, words=1, batch_size=5)
+    for row, figure in zip(rows, found, strict=True):
+        tokens = row["input_ids"]
+        shares = [overlap(greedy(endless, tokens[:cut], 16 - cut), tokens[cut:], 1) for cut in range(1, 16)]
+        assert figure == pytest.approx(float(np.mean(shares)))
+
+
+def test_what_a_model_cannot_read_is_counted(run: Run, endless: Any) -> None:
+    longer = ("where does ann live ?", "ann live in rome . " * 4)
+    with pytest.raises(ContextError, match=r"1 of 2 examples need more tokens than the 16 that the model can read"):
+        write(run, endless, [NEAR_THE_LIMIT[0], longer])
+    with pytest.raises(ContextError, match=r"than the 16 that the model can read \(the longest 17\)"):
+        extraction_likelihood(run, endless, [{"input_ids": [3] * 17}])
+
+
 def test_rouge_l_is_the_longest_common_subsequence_of_words() -> None:
     found = rouge_l(["ann lives in rome", "nothing"], ["ann lives quietly in the town of rome", "bob"])
     assert found["recall"] == pytest.approx([4 / 8, 0])
@@ -139,26 +204,41 @@ def test_extraction_likelihood_is_a_mean_over_places(run: Run, model: Any) -> No
         row = words.TASK.tokenized([fact]).dataset[0]
         tokens, first = row["input_ids"].tolist(), int((row["labels"] == -100).sum())
         shares = []
-        for cut in range(first, len(tokens) - 1):
-            own = tokens[:cut]
-            while len(own) < len(tokens):
-                own.append(int(model(input_ids=torch.tensor([own])).logits[0, -1].argmax()))
-                if own[-1] == 1:
-                    own.pop()
-                    break
-            shares.append(overlap(own[cut:], tokens[cut:], 2))
+        assert tokens[-1] == words.tokenizer().eos_token_id
+        for cut in range(first, len(tokens) - 2):
+            true = tokens[cut:-1]
+            shares.append(overlap(greedy(model, tokens[:cut], len(true)), true, 2))
         assert figure == pytest.approx(float(np.mean(shares)))
     assert np.isnan(extraction_likelihood(run, model, facts[:1], words=10)).all()
 
 
 def test_extraction_likelihood_needs_as_many_labelled_tokens_as_a_run_has(run: Run, model: Any) -> None:
     facts = words.facts()[:1]
-    labelled = int((words.TASK.tokenized(facts).dataset[0]["labels"] != -100).sum())
+    labelled = int((words.TASK.tokenized(facts).dataset[0]["labels"] != -100).sum()) - 1  # without the end
     assert 0 <= extraction_likelihood(run, model, facts, words=labelled)[0] <= 1
     assert np.isnan(extraction_likelihood(run, model, facts, words=labelled + 1)).all()
     whole = [{"input_ids": list(range(3, 8))}]  # no prompt: the first token is given
     assert 0 <= extraction_likelihood(run, model, whole, words=4)[0] <= 1
     assert np.isnan(extraction_likelihood(run, model, whole, words=5)).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5])
+def test_the_extraction_likelihood_of_what_is_known_by_heart_is_one(run: Run, count: int) -> None:
+    """Of answers of five tokens and an end, and of texts with an end within."""
+    facts, end = words.facts()[:2], int(words.tokenizer().eos_token_id)
+    torn = [{"input_ids": [3, 5, 7, 8, 9, 10, 11, end, 12, 13, 14, 15, 16, 17, end]}]
+    torch.manual_seed(0)
+    model = words.gpt2()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    batches = [words.TASK.collate(words.TASK.tokenized(each).dataset) for each in (facts, torn)]
+    for _ in range(60):
+        for batch in batches:
+            words.TASK.losses(model, batch).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert TokenScores.of(run, model.eval(), facts).exact_memorisation.tolist() == [1.0, 1.0]
+    assert extraction_likelihood(run, model, facts, words=count).tolist() == [1.0, 1.0]
+    assert extraction_likelihood(run, model, torn, words=count).tolist() == [1.0]
 
 
 WRONG, RIGHT = [[1.0, 3.0], [0.5, 0.5]], [2.0, 1.0]

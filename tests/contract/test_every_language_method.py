@@ -205,6 +205,11 @@ def test_a_rate_that_diverges_is_an_error(problem: Problem) -> None:
         unlearn(problem, GradDiff(1e30, epochs=20, batch_size=4), execution=tiny.QUIET)
 
 
+def test_a_rate_that_diverges_in_the_only_step_is_an_error(problem: Problem) -> None:
+    with pytest.raises(DivergedError, match="lower the learning rate"):
+        unlearn(problem, GradDiff(1e30, epochs=1, clip_norm=None), execution=tiny.QUIET)
+
+
 def test_a_refusal_needs_a_prompt(problem: Problem) -> None:
     plain = [fact["answer"] for fact in words.facts()]
     with pytest.raises(DataError, match="no prompt that a refusal could answer"):

@@ -382,10 +382,54 @@ def test_a_target_out_of_reach_is_reported(trained: Trained) -> None:
     assert any("target not reached" in note for note in phase.warnings)
 
 
-def test_nothing_to_reverse_is_reported(trained: Trained) -> None:
-    method = GradientReversal(target_loss=1e-3, overshoot=0.0, repair_steps=0)
-    with pytest.warns(UserWarning, match="nothing was reversed: the forget loss is"):
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"cap": 0.01}, "; raise cap, lower target_loss or unlearn by a method that needs no log"),
+        (
+            {"epochs": "first", "layers": ("head",), "scale": "raw", "cap": 0.01},
+            "; set epochs='all', choose more layers, set scale='preconditioned', raise cap, lower target_loss or "
+            "unlearn by a method that needs no log",
+        ),
+    ],
+)
+def test_advice_is_of_what_is_not_set_so_already(settings: dict[str, Any], advice: str, trained: Trained) -> None:
+    method = GradientReversal(target_loss=1e6, overshoot=0.0, repair_steps=0, **settings)
+    with may_warn():
+        (phase,) = unlearn(trained.problem, method, execution=tiny.QUIET).record.phases
+    (note,) = [each for each in phase.warnings if each.startswith("target not reached")]
+    assert note.endswith(advice)
+
+
+def test_an_overshoot_out_of_reach_leaves_the_smallest_step_that_reaches_the_target(trained: Trained) -> None:
+    far, plain = (GradientReversal(overshoot=overshoot, repair_steps=0) for overshoot in (1e6, 0.0))
+    with pytest.warns(UserWarning, match="overshoot out of reach: the forget loss does not come to .*smallest found"):
+        (found,) = unlearn(trained.problem, far, execution=tiny.QUIET).record.phases
+    with may_warn():
+        (wanted,) = unlearn(trained.problem, plain, execution=tiny.QUIET).record.phases
+    assert not any("target not reached" in note for note in found.warnings)
+    assert not any("lower overshoot, " in note for note in found.warnings)
+    assert found.measured["length"] == wanted.measured["length"] < 0.5
+    assert found.measured["forget_loss_reversed"] == wanted.measured["forget_loss_reversed"]
+    assert found.measured["target_loss"] <= found.measured["forget_loss_reversed"] < found.measured["target_loss"] + 0.3
+    assert len(set(found.history)) == len(found.history) == found.steps, "no length is tried twice"
+
+
+@pytest.mark.parametrize("repair_steps", [0, 30])
+def test_nothing_to_reverse_is_reported(repair_steps: int, trained: Trained) -> None:
+    method = GradientReversal(target_loss=1e-3, overshoot=0.0, repair_steps=repair_steps)
+    with pytest.warns(UserWarning, match="nothing was reversed: the forget loss is .*the model is unchanged"):
         result = unlearn(trained.problem, method, execution=tiny.QUIET)
+    assert digest_model(result.model) == digest_model(trained.problem.model)
+    assert [phase.name for phase in result.record.phases] == ["reverse"], "nothing to repair"
+
+
+def test_where_no_step_raises_the_loss_nothing_is_changed(trained: Trained) -> None:
+    method = GradientReversal(start=1e-14, cap=1e-14)  # lost in rounding
+    with pytest.warns(UserWarning, match="target not reached: .* no step raised it, so that the model is unchanged"):
+        result = unlearn(trained.problem, method, execution=tiny.QUIET)
+    (phase,) = result.record.phases
+    assert (phase.measured["length"], len(phase.history)) == (0.0, 1)
     assert digest_model(result.model) == digest_model(trained.problem.model)
 
 

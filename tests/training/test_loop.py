@@ -345,8 +345,53 @@ class Overflowing(GradientAscent):
 
 
 def test_a_last_step_that_overflows_is_divergence_too(mlp_problem: Problem) -> None:
-    with pytest.raises(DivergedError, match=r"the last step made the model NaN or infinite.*lower the learning rate"):
+    with pytest.raises(
+        DivergedError, match=r"weights became NaN or infinite in phase 'overflow' by step 1;.* lower the learning"
+    ):
         unlearn(mlp_problem, Overflowing(), execution=tiny.QUIET)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_weights_that_are_finite_and_yet_too_large_are_divergence(steps: int) -> None:
+    """After its last step the model gives NaN, though no weight is NaN and no step had such an objective."""
+    run, model = Run(tiny.TASK, 0, tiny.QUIET), network()
+    rate = 1e30 if steps == 1 else 1e7  # the objective overflows with the step that is the last
+    objective = tiny.TASK.losses if steps == 1 else _overflowing_at(steps)
+    with pytest.raises(DivergedError, match=rf"objective of phase 'train' became .* after step {steps}, its last"):
+        run.train("train", model, [Term(DATA, objective)], Optimizer(rate, Algorithm.ADAM), steps=steps)
+    assert all(bool(torch.isfinite(each).all()) for each in model.parameters())
+    assert not run.phases
+
+
+def _overflowing_at(steps: int) -> Callable[[nn.Module, Any], Tensor]:
+    """The usual objective, and NaN of a model that took so many steps of 1e7."""
+
+    def objective(model: nn.Module, batch: Any) -> Tensor:
+        far = next(model.parameters()).abs().max() > (steps - 0.5) * 1e7
+        return tiny.TASK.losses(model, batch) * (math.nan if far else 1.0)
+
+    return objective
+
+
+def test_a_look_at_large_weights_changes_nothing() -> None:
+    """Statistics of BatchNorm, mode and weights are as without it, and small weights are not looked at."""
+    seen: list[bool] = []
+
+    def objective(model: nn.Module, batch: Any) -> Tensor:
+        seen.append(model.training)
+        return tiny.TASK.losses(model, batch)
+
+    models: list[nn.Module] = []
+    for large in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(tiny.FEATURES, 8), nn.BatchNorm1d(8), nn.Linear(8, tiny.CLASSES))
+        model.register_parameter("aside", nn.Parameter(torch.tensor(1e6 if large else 0.0)))
+        Run(tiny.TASK, 0, tiny.QUIET).train("train", model, [Term(DATA, objective)], Optimizer(0.01), steps=2)
+        assert model.training
+        del model.aside
+        models.append(model)
+    assert seen == [True, True, True, True, False]
+    assert digest_model(models[0]) == digest_model(models[1])
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, math.nan])

@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 
 import _killed_run
 import tiny
@@ -350,3 +351,11 @@ def test_no_checkpoint_holds_a_diverged_model(mlp_problem: Problem, tmp_path: Pa
         )
     with pytest.raises(DivergedError):
         resume(mlp_problem, FineTune((Stage(1e30, steps=40),), batch_size=16), tmp_path)
+
+
+def test_a_last_step_that_diverges_leaves_the_checkpoint_before_it(mlp_problem: Problem, tmp_path: Path) -> None:
+    method = FineTune((Stage(0.01, steps=3), Stage(1e30, steps=1)), batch_size=16)
+    with pytest.raises(DivergedError):
+        unlearn(mlp_problem, method, execution=OFTEN, checkpoint_dir=tmp_path)
+    (kept,) = tmp_path.glob("*.safetensors")
+    assert all(bool(torch.isfinite(each).all()) for each in load_file(kept).values())

@@ -3,8 +3,8 @@
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, cast
 
@@ -56,7 +56,8 @@ class GradientReversal(Method):
             benchmarks/reversal_claims.py).
         target_loss: Mean loss in nats that the forget set is to reach; by default that of the holdout.
         overshoot: How far beyond the target before the repair, as a share of the way there from the forget loss of the
-            original. Default .5 (ours, measured in benchmarks/reversal_default.py).
+            original; where no step goes that far, the smallest that reaches the target is taken. Default .5 (ours,
+            measured in benchmarks/reversal_default.py).
         start: First length to try, of the norm of all weights. Default 2e-3 (ours).
         growth: Factor from one length to the next. Default 1.5 (ours).
         bisections: Halvings between the last two lengths. Default 5 (ours).
@@ -144,15 +145,16 @@ class GradientReversal(Method):
         before = watch.losses(model)
         target = self._target(run, problem)
         ids = list(asked)
+        moved = False
         for number in range(1, self.rounds + 1):
             model.load_state_dict(problem.model.state_dict())
             name = "reverse" if number == 1 else f"reverse-{number}"
-            self._reverse(name, model, problem, run, _Reversal(log, ids, slots, target, before, watch))
+            moved = self._reverse(name, model, problem, run, _Reversal(log, ids, slots, target, before, watch))
             joined = self._influential(log, ids, asked, model, slots, run, forget) if number < self.rounds else []
             if not joined:
                 break
             ids += joined
-        if self.repair_steps:
+        if self.repair_steps and moved:
             self._repair(model, problem, run, log, ids[len(asked) :], target)
             record = run.phases[-1]
             record.measured |= {f"{name}_loss_after": value for name, value in watch.losses(model).items()}
@@ -164,7 +166,8 @@ class GradientReversal(Method):
             return self.target_loss
         return _mean_loss(run, problem.model, cast(MapDataset, problem.holdout))
 
-    def _reverse(self, name: str, model: nn.Module, problem: Problem, run: Run, what: "_Reversal") -> None:
+    def _reverse(self, name: str, model: nn.Module, problem: Problem, run: Run, what: "_Reversal") -> bool:
+        """Move the model as far as the target asks for, and tell whether it moved."""
         started = time.monotonic()
         direction = self._direction(what.log, what.ids, what.slots, model)
         origin = {parameter: parameter.detach().clone() for parameter in direction}
@@ -180,18 +183,10 @@ class GradientReversal(Method):
         def step(length: float) -> float:
             with torch.no_grad():
                 for parameter, each in direction.items():
-                    parameter.copy_(origin[parameter] + each * (length * size / unit))
+                    parameter.copy_(origin[parameter] + each * (length * size / unit) if length else origin[parameter])
             return _mean_loss(run, model, forget)
 
-        found = reach(
-            step,
-            what.aim(self.overshoot),
-            before=what.before["forget"],
-            start=self.start,
-            cap=self.cap,
-            growth=self.growth,
-            bisections=self.bisections,
-        )
+        found = self._search(step, what)
         step(found.length)
         after = what.watch.losses(model)
         record = PhaseRecord(
@@ -214,6 +209,33 @@ class GradientReversal(Method):
         run.phases.append(record)
         for note in record.warnings:
             warnings.warn(note, ExpungeWarning, stacklevel=2)
+        return found.length > 0
+
+    def _search(self, step: Callable[[float], float], what: "_Reversal") -> Reach:
+        """How far to go: with the overshoot, or where that is out of reach as little as reaches the target."""
+        tried: dict[float, float] = {}
+
+        def loss_at(length: float) -> float:
+            if length not in tried:
+                tried[length] = step(length)
+            return tried[length]
+
+        def search(loss: float) -> Reach:
+            return reach(
+                loss_at,
+                loss,
+                before=what.before["forget"],
+                start=self.start,
+                cap=self.cap,
+                growth=self.growth,
+                bisections=self.bisections,
+            )
+
+        aim = what.aim(self.overshoot)
+        found = search(aim)
+        if not found.reached and aim > what.target:
+            found = search(what.target)
+        return replace(found, history=list(tried.values()))
 
     def _direction(
         self, log: GradientLog, ids: Sequence[int], slots: Sequence[Slot], model: nn.Module
@@ -236,26 +258,46 @@ class GradientReversal(Method):
 
     def _doubts(self, found: Reach, what: "_Reversal", after: Mapping[str, float]) -> list[str]:
         doubts: list[str] = []
-        wanted = what.aim(self.overshoot)
+        wanted, unmoved = what.aim(self.overshoot), "so that the model is unchanged, and not repaired either"
         if not found.reached:
+            place = f"at a step of {found.length:.2g} times the weights"
             doubts.append(
-                f"target not reached: the forget loss is {found.loss:.3g} where {wanted:.3g} was asked for, at a "
-                f"step of {found.length:.2g} times the weights; take more epochs or layers, or scale='preconditioned'"
+                f"target not reached: the forget loss is {found.loss:.3g} where {what.target:.3g} was asked for, "
+                f"{place if found.length else f'and no step raised it, {unmoved}'}; {self._advice(found, what)}"
             )
-        if not found.history:
+        elif not found.history:
             doubts.append(
-                f"nothing was reversed: the forget loss is {found.loss:.3g} already, and {wanted:.3g} was asked for; "
-                "there is nothing that its loss would show of having been trained on"
+                f"nothing was reversed: the forget loss is {found.loss:.3g} already, and {wanted:.3g} was asked for, "
+                f"{unmoved}; there is nothing that its loss would show of having been trained on"
+            )
+        short = found.reached and found.loss < wanted
+        if short:
+            doubts.append(
+                f"overshoot out of reach: the forget loss does not come to {wanted:.3g}, so the step is the smallest "
+                f"found that reaches the target, {what.target:.3g}; lower overshoot to be spared the search beyond"
             )
         rise = after["forget"] - what.before["forget"]
+        remedies = ["lower overshoot"] if self.overshoot and found.reached and not short else []
+        remedies += ["choose fewer layers"] if len(what.slots) > 1 else []
+        remedies.append("repair for longer" if self.repair_steps else "repair with repair_steps above 0")
         for name in ("retain", "holdout"):
             other = after.get(name, 0.0) - what.before.get(name, 0.0)
-            if found.history and not other <= _HARM * max(rise, 0.0):
+            if found.length and not other <= _HARM * max(rise, 0.0):
                 doubts.append(
                     f"over-exposed: the {name} loss rose by {other:.3g} while the forget loss rose by {rise:.3g}, so "
-                    "the step hits more than the forget set; lower overshoot, choose fewer layers, or repair for longer"
+                    f"the step hits more than the forget set; {_either(remedies)}"
                 )
         return doubts
+
+    def _advice(self, found: Reach, what: "_Reversal") -> str:
+        """What there is to change of these settings, with this log, so that the loss rises further."""
+        logged = what.log.settings
+        choices = ["set epochs='all'"] if self.epochs != "all" and logged.epochs == "all" else []
+        choices += ["choose more layers"] if len(what.slots) < len(what.log.slots) else []
+        choices += ["set scale='preconditioned'"] if self.scale == "raw" and logged.updates else []
+        choices += ["raise cap"] if found.length >= self.cap else []
+        choices += ["lower target_loss"] if self.target_loss is not None else []
+        return _either([*choices, "unlearn by a method that needs no log"])
 
     def _influential(
         self,
@@ -304,6 +346,10 @@ class GradientReversal(Method):
             watch=lambda _: _mean_loss(run, model, forget) <= target,  # beyond, it would be taught again
         )
         model.eval()
+
+
+def _either(choices: Sequence[str]) -> str:
+    return " or ".join([", ".join(choices[:-1]), choices[-1]] if len(choices) > 1 else choices)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from expunge.tasks import Batch
 from expunge.training.batches import Plan, Request, stream
 from expunge.training.checkpoint import PhaseRecord
 from expunge.training.conduct import Conduct, ScaledGradient
+from expunge.training.divergence import require_finite_weights, require_sound
 from expunge.training.memory import MemoryWatch, recomputing
 from expunge.training.objective import Optimizer, Term
 from expunge.training.progress import Bar, bar
@@ -79,6 +80,7 @@ class Loop:
             self.optimizer.load_state_dict(copy.deepcopy(run.carried.state_dict()))
         self.scaled: list[ScaledGradient] = []
         self.pending: list[Tensor] = []
+        self.last: list[tuple[Request, Batch]] = []
         self.recorder: StepRecorder | None = None
         self.shards: Shards | None = None
 
@@ -129,6 +131,7 @@ class Loop:
             self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
             self._gather()
             self.model.to(self.run_.device)
+        require_sound(self.model, self.record, self._last_objective)
 
     def _prepared(self) -> tuple[nn.Module, Any]:
         """The model as it is trained, and what steps."""
@@ -197,6 +200,7 @@ class Loop:
             request.step_examples for request in {request.term: request for request, _ in requests}.values()
         )
         self.pending.append(total)
+        self.last = requests
 
     def _clip(self, model: nn.Module) -> None:
         norm, value = self.settings.clip_norm, self.settings.clip_value
@@ -270,11 +274,17 @@ class Loop:
         self._gather()
         if self.shards is not None:
             self.shards.gather_optimizer()
-        if not all(bool(torch.isfinite(each).all()) for each in self.model.parameters()):
-            raise DivergedError(
-                f"the weights became NaN or infinite in phase {self.record.name!r} by step {self.record.steps}; the "
-                "checkpoint before it is kept: lower the learning rate, or set clip_norm"
-            )
+        require_finite_weights(self.model, self.record)
+
+    def _last_objective(self) -> float:
+        total = torch.zeros((), device=self.run_.device)
+        for request, batch in self.last:
+            if not request.idle:
+                term = self.terms[request.term]
+                values = term.losses(self.model, self.run_.to_device(batch), request.positions)
+                total += values.sum() / request.step_examples
+        # All processes have the same weights but each its own examples: all are to end here, or none.
+        return float(cast(Tensor, self.accelerator.reduce(total, reduction="sum")))
 
     def _plan_in_words(self) -> str:
         terms = [(term.length, term.batch_size, term.weight) for term in self.terms]

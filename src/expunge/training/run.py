@@ -142,7 +142,7 @@ class Run:
                 does not release.
 
         Raises:
-            DivergedError: The objective became NaN or infinite.
+            DivergedError: The objective or the weights became NaN or infinite, be it with the last step.
         """
         conduct = Conduct(batch_statistics, passes, gradient_scale or {}, carry_optimizer, confidential)
         conduct.require_whole_model(phase, parted=self.accelerator.is_fsdp2)

@@ -54,7 +54,7 @@ def unlearn(
         DataError: An example cannot be used with the model. Labels are checked before anything is computed.
         ForgetSetError: The labels contradict the problem's `classes`, or pictures to be forgotten are also in the
             surrogate.
-        DivergedError: The objective became NaN or infinite.
+        DivergedError: The objective or the weights became NaN or infinite, be it with the last step.
         CheckpointError: There are checkpoints that cannot be used, of another run or made under other conditions.
 
     Example:
