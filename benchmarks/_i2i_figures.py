@@ -62,7 +62,7 @@ def train(world: World, size: Size, seed: int, *, forgotten: bool) -> Trained:
         return Trained(model.eval(), seconds)
     data = parts(world, size).retain if forgotten else world.load(size)[0]
     world.build(size)  # what is made once, such as a tokenizer, is no part of the time
-    found = timed(lambda: world.recipe(size)(data, seed))
+    found = timed(lambda: world.recipe(size, len(data))(data, seed))
     write_tensors(file, found.model.state_dict(), found.seconds)
     return found
 

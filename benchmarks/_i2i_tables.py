@@ -130,5 +130,5 @@ def _values(results: Results, world: World, row: str, figure: str) -> list[float
 
 def _of(results: Results, world: World, row: str) -> list[dict[str, float]]:
     if row == "oracle":
-        return [results.cells[f"oracle {number}"] for number in range(world.seeds * world.oracles)]
+        return [results.cells[f"oracle {number}"] for number in range(world.oracles)]
     return [results.cells[f"{seed}: {row}"] for seed in range(world.seeds)]

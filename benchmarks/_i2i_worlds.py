@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.unets.unet_2d import UNet2DModel
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from transformers import ViTMAEConfig
 
@@ -37,12 +37,12 @@ from expunge.networks import small_cnn
 from expunge.tasks.image_to_image import ImageBatch
 
 QUIET = Execution(device="cpu", progress=False)
-ON_28: dict[str, Corruption] = {
+ON_20: dict[str, Corruption] = {
     "random mask": RandomMask(4, 0.5),
-    "crop 3/7": CentreCrop(3 / 7),
-    "crop 5/7": CentreCrop(5 / 7),
-    "uncrop 1/7": Uncrop.all_around(1 / 7),
-    "uncrop 2/7": Uncrop.all_around(2 / 7),
+    "crop 1/5": CentreCrop(1 / 5),
+    "crop 3/5": CentreCrop(3 / 5),
+    "uncrop two sides": Uncrop(top=1 / 5, bottom=1 / 5),
+    "uncrop four sides": Uncrop.all_around(1 / 5),
 }
 ON_32: dict[str, Corruption] = {
     "random mask": RandomMask(4, 0.5),
@@ -51,12 +51,13 @@ ON_32: dict[str, Corruption] = {
     "uncrop 1/8": Uncrop.all_around(1 / 8),
     "uncrop 1/4": Uncrop.all_around(1 / 4),
 }
-ON_14: dict[str, Corruption] = {**ON_28, "random mask": RandomMask(2, 0.5)}
+ON_10: dict[str, Corruption] = {**ON_20, "random mask": RandomMask(2, 0.5)}
+SLOWEST = 10.0  # longest wave of the positions beside the shortest; with 10,000, most are flat on a grid of 5 x 5
 AUTOENCODER: dict[str, Any] = {
-    "image_size": 28, "patch_size": 4, "num_channels": 1, "mask_ratio": 0.6, "initializer_range": 0.05,
-    "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 192,
-    "decoder_hidden_size": 64, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 4,
-    "decoder_intermediate_size": 128,
+    "image_size": 20, "patch_size": 4, "num_channels": 1, "mask_ratio": 0.6, "initializer_range": 0.1,
+    "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128,
+    "decoder_hidden_size": 48, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 4,
+    "decoder_intermediate_size": 96,
 }  # fmt: skip
 TOKENIZER: dict[str, Any] = {
     "in_channels": 1, "out_channels": 1, "block_out_channels": (16, 24, 24), "latent_channels": 8,
@@ -65,7 +66,7 @@ TOKENIZER: dict[str, Any] = {
 }  # fmt: skip
 TOKENIZER_STEPS = 300
 UNET: dict[str, Any] = {
-    "sample_size": 14, "in_channels": 2, "out_channels": 1, "block_out_channels": (24, 48), "layers_per_block": 1,
+    "sample_size": 10, "in_channels": 2, "out_channels": 1, "block_out_channels": (24, 48), "layers_per_block": 1,
     "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "norm_num_groups": 8,
     "add_attention": False,
 }  # fmt: skip
@@ -84,7 +85,7 @@ class World:
         family: Of the model.
         build: Makes an untrained model.
         corruptions: What is restored, by name; the first is that of relearning and of the plots.
-        passes: Over the training pictures.
+        passes: Over the training pictures, by an original.
         batch_size: Of training and unlearning.
         learning_rate: The peak of training, and of tuning.
         steps: Of unlearning.
@@ -95,7 +96,7 @@ class World:
         relearning: Pictures of the forget set that an attacker has.
         judge_epochs: Passes of the classifier whose features the Fréchet distance rests on.
         seeds: How many originals.
-        oracles: How many for each of them.
+        oracles: How many in all.
         sweeps: Whether alpha and the size of the retain set are varied.
     """
 
@@ -106,31 +107,32 @@ class World:
     forgotten: tuple[int, ...]
     family: ImageModel
     build: Callable[[Size], nn.Module]
-    corruptions: Mapping[str, Corruption] = field(default_factory=lambda: ON_28)
-    passes: int = 24
+    corruptions: Mapping[str, Corruption] = field(default_factory=lambda: ON_20)
+    passes: int = 12
     batch_size: int = 64
     learning_rate: float = 3e-3
     steps: int = 100
     remap: Mapping[str, Any] = field(default_factory=lambda: {"learning_rate": 1e-3, "forget_weight": 0.2})
     towards: Mapping[str, Any] = field(default_factory=lambda: {"learning_rate": 1e-3})
     baseline_rate: float = 1e-3
-    measured: int = 500
+    measured: int = 250
     relearning: int = 64
     judge_epochs: int = 4
     seeds: int = 3
-    oracles: int = 2
+    oracles: int = 3
     sweeps: bool = False
 
     def task(self, corruption: str | None = None) -> ImageToImage:
         """What the model is for."""
         chosen = self.corruptions[corruption or next(iter(self.corruptions))]
-        return ImageToImage(self.family, chosen, decoder_learning_rate=self.learning_rate)
+        return ImageToImage(self.family, chosen, decoder_learning_rate=self.learning_rate, decoder_steps=100)
 
-    def recipe(self, size: Size) -> Supervised:
-        """How originals and oracles are trained."""
+    def recipe(self, size: Size, examples: int) -> Supervised:
+        """How originals and oracles are trained: in equally many steps, however many examples there are."""
+        passes = self.passes * len(self.load(size)[0]) / examples
         optimizer = Optimizer(self.learning_rate, schedule=Schedule.ONE_CYCLE)
         return Supervised(
-            partial(self.build, size), self.task(), self.passes, self.batch_size, optimizer, execution=QUIET
+            partial(self.build, size), self.task(), passes, self.batch_size, optimizer, execution=QUIET
         )
 
     def proxy(self, size: Size) -> TensorDataset:
@@ -193,7 +195,7 @@ def worlds() -> dict[str, World]:
         ),
         World(
             "mnist-diffusion",
-            "MNIST at 14 pixels forgets 3 and 7",
+            "MNIST at 10 pixels forgets 3 and 7",
             small_digits,
             10,
             (3, 7),
@@ -201,7 +203,7 @@ def worlds() -> dict[str, World]:
                 noise_levels=200, first_variance=1e-4, last_variance=0.05, sampling_steps=10, mask_patch=2
             ),
             diffusion_model,
-            ON_14,
+            ON_10,
             measured=250,
         ),
     )
@@ -210,7 +212,7 @@ def worlds() -> dict[str, World]:
 
 @cache
 def digits(size: Size) -> tuple[TensorDataset, TensorDataset]:
-    """So many digits of each class: (examples, 1, 28, 28)."""
+    """So many digits of each class without their blank border: (examples, 1, 20, 20)."""
     with np.load(_file("mnist.npz"), allow_pickle=False) as arrays:
         parts = (("train", size.train_per_class), ("test", size.test_per_class))
         return tuple(_first(arrays[f"x_{part}"], arrays[f"y_{part}"], count) for part, count in parts)  # pyright: ignore
@@ -218,7 +220,7 @@ def digits(size: Size) -> tuple[TensorDataset, TensorDataset]:
 
 @cache
 def small_digits(size: Size) -> tuple[TensorDataset, TensorDataset]:
-    """The same digits at half the resolution: (examples, 1, 14, 14)."""
+    """The same digits at half the resolution: (examples, 1, 10, 10)."""
     return tuple(TensorDataset(F.avg_pool2d(x, 2), y) for x, y in (part.tensors for part in digits(size)))  # pyright: ignore
 
 
@@ -244,14 +246,28 @@ def photographs(size: Size) -> tuple[TensorDataset, TensorDataset]:
 
 
 def autoencoder(size: Size, **changes: Any) -> nn.Module:
-    """A masked autoencoder of some 450,000 parameters."""
+    """A masked autoencoder of some 180,000 parameters, whose positions suit a small grid."""
     del size
-    return masked_autoencoder(ViTMAEConfig(**{**AUTOENCODER, **changes}))
+    config = ViTMAEConfig(**{**AUTOENCODER, **changes})
+    model = masked_autoencoder(config)
+    with torch.no_grad():
+        for name in ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"):
+            positions = model.get_parameter(name)
+            positions.copy_(_positions(config.image_size // config.patch_size, positions.shape[2]))
+    return model
+
+
+def _positions(side: int, width: int) -> Tensor:
+    """Sines and cosines of column and row, and zeros for the class token: (1, 1 + side², width)."""
+    frequencies = SLOWEST ** (-torch.arange(width // 4) / (width // 4))
+    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    angles = [place.flatten()[:, None] * frequencies for place in (column, row)]
+    return F.pad(torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], 1), (0, 0, 1, 0))[None]
 
 
 def token_model(size: Size) -> nn.Module:
-    """A transformer over 49 tokens of a VQ model that never saw the forgotten digits."""
-    return MaskedTokenModel(tokenizer(size), 7, width=64)
+    """A transformer over 25 tokens of a VQ model that never saw the forgotten digits."""
+    return MaskedTokenModel(tokenizer(size), 5, width=64)
 
 
 @cache
@@ -307,5 +323,5 @@ def _first(images: Any, labels: Any, count: int) -> TensorDataset:
     """The first so many of each label, in their order."""
     chosen = np.sort(np.concatenate([np.flatnonzero(labels == kind)[:count] for kind in range(10)]))
     return TensorDataset(
-        torch.from_numpy(images[chosen])[:, None].float() / 255, torch.from_numpy(labels[chosen]).long()
+        torch.from_numpy(images[chosen])[:, None, 4:24, 4:24].float() / 255, torch.from_numpy(labels[chosen]).long()
     )

@@ -126,7 +126,7 @@ def compute(world: World, size: Size) -> None:
     results, table = Results("i2i", size, settings, part=world.name), rows(world, size)
     oracles = cache(partial(_oracles, world, size))
     seen = cache(lambda: references(world, size, [found.model for found in oracles()]))
-    for number in range(world.seeds * world.oracles):
+    for number in range(world.oracles):
         results.cell(f"oracle {number}", partial(_oracle, world, size, oracles, seen, number))
     for seed in range(world.seeds):
         original = cache(partial(train, world, size, seed, forgotten=False))
@@ -163,7 +163,7 @@ def unlearned(
 
 def _oracles(world: World, size: Size) -> list[Trained]:
     """Models retrained without the forget set; their seeds are those of no original."""
-    return [train(world, size, 100 + number, forgotten=True) for number in range(world.seeds * world.oracles)]
+    return [train(world, size, 100 + number, forgotten=True) for number in range(world.oracles)]
 
 
 def _oracle(
