@@ -87,8 +87,10 @@ class World:
         corruptions: What is restored, by name; the first is that of relearning and of the plots.
         passes: Over the training pictures, by an original.
         batch_size: Of training and unlearning.
-        learning_rate: The peak of training, and of tuning.
-        steps: Of unlearning.
+        learning_rate: The peak of training.
+        steps: Of unlearning, about a twentieth of those of training.
+        tuning_steps: Of tuning, for extrapolation and for the control.
+        tuning_rate: The peak of tuning.
         remap: Settings of `LatentRemap` with noise as target.
         towards: Settings of `LatentRemap` with extrapolated outputs as target.
         baseline_rate: The peak of the baselines.
@@ -111,9 +113,11 @@ class World:
     passes: int = 12
     batch_size: int = 64
     learning_rate: float = 3e-3
-    steps: int = 100
+    steps: int = 45
+    tuning_steps: int = 80
+    tuning_rate: float = 1.5e-3
     remap: Mapping[str, Any] = field(default_factory=lambda: {"learning_rate": 1e-3, "forget_weight": 0.2})
-    towards: Mapping[str, Any] = field(default_factory=lambda: {"learning_rate": 1e-3})
+    towards: Mapping[str, Any] = field(default_factory=lambda: {"learning_rate": 2e-3})
     baseline_rate: float = 1e-3
     measured: int = 250
     relearning: int = 64
@@ -131,9 +135,7 @@ class World:
         """How originals and oracles are trained: in equally many steps, however many examples there are."""
         passes = self.passes * len(self.load(size)[0]) / examples
         optimizer = Optimizer(self.learning_rate, schedule=Schedule.ONE_CYCLE)
-        return Supervised(
-            partial(self.build, size), self.task(), passes, self.batch_size, optimizer, execution=QUIET
-        )
+        return Supervised(partial(self.build, size), self.task(), passes, self.batch_size, optimizer, execution=QUIET)
 
     def proxy(self, size: Size) -> TensorDataset:
         """Pictures that no model was trained on, of half of the kinds that are kept."""
@@ -144,9 +146,9 @@ class World:
 
     def settings(self) -> dict[str, Any]:
         """What results depend on."""
-        left = ("load", "build", "family", "corruptions")
+        left = ("load", "build", "family", "corruptions", "about", "seeds")
         plain = {name: value for name, value in vars(self).items() if name not in left}
-        shape = {"masked-autoencoder": AUTOENCODER, "masked-tokens": TOKENIZER, "diffusion": UNET}
+        shape = {"mae": AUTOENCODER, "tokens": TOKENIZER, "diffusion": UNET}
         return {
             **plain,
             "family": repr(self.family),
@@ -159,9 +161,9 @@ def worlds() -> dict[str, World]:
     """By name, in the order in which they are computed."""
     mae = MaskedAutoencoder()
     found = (
-        World("mnist-masked-autoencoder", "MNIST forgets 3 and 7", digits, 10, (3, 7), mae, autoencoder, sweeps=True),
+        World("mnist-mae", "MNIST forgets 3 and 7", digits, 10, (3, 7), mae, autoencoder, sweeps=True),
         World(
-            "faces-masked-autoencoder",
+            "faces-mae",
             "ORL faces forget a person",
             faces,
             40,
@@ -169,12 +171,17 @@ def worlds() -> dict[str, World]:
             mae,
             partial(autoencoder, image_size=32),
             ON_32,
-            passes=150,
+            passes=60,
+            batch_size=32,
+            steps=60,
+            tuning_steps=110,
             relearning=8,
             judge_epochs=15,
+            seeds=1,
+            oracles=2,
         ),
         World(
-            "cifar10-masked-autoencoder",
+            "cifar10-mae",
             "CIFAR-10 forgets automobiles and horses",
             photographs,
             10,
@@ -182,16 +189,23 @@ def worlds() -> dict[str, World]:
             mae,
             partial(autoencoder, image_size=32, num_channels=3),
             ON_32,
+            passes=10,
+            steps=38,
+            tuning_steps=68,
             judge_epochs=8,
+            seeds=1,
+            oracles=2,
         ),
         World(
-            "mnist-masked-tokens",
+            "mnist-tokens",
             "MNIST forgets 3 and 7",
             digits,
             10,
             (3, 7),
             MaskedTokens(),
             token_model,
+            seeds=1,
+            oracles=2,
         ),
         World(
             "mnist-diffusion",
@@ -204,7 +218,9 @@ def worlds() -> dict[str, World]:
             ),
             diffusion_model,
             ON_10,
-            measured=250,
+            measured=100,
+            seeds=1,
+            oracles=2,
         ),
     )
     return {world.name: world for world in found}
