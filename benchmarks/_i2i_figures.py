@@ -2,9 +2,12 @@
 
 # pyright: reportUnknownMemberType=false
 
+import json
 import time
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +57,10 @@ def parts(world: World, size: Size) -> Split:
 def train(world: World, size: Size, seed: int, *, forgotten: bool) -> Trained:
     """A model of all pictures, or of those that are kept; from the cache where it is there."""
     left = "-".join(map(str, world.forgotten)) if forgotten else "none"
-    file = FOLDER / f"{world.name}-{size.name}" / f"without-{left}-seed{seed}.safetensors"
+    how = zlib.crc32(
+        json.dumps([asdict(size), world.settings()], sort_keys=True).encode()
+    )  # other settings, other file
+    file = FOLDER / f"{world.name}-{size.name}-{how:08x}" / f"without-{left}-seed{seed}.safetensors"
     if file.exists():
         tensors, seconds = read_tensors(file)
         model = world.build(size)
@@ -77,20 +83,44 @@ def figures(world: World, size: Size, found: Trained, references: list[Tensor]) 
         references: What oracles make of the forget set with the first corruption.
     """
     started, both = time.process_time(), parts(world, size)
-    sets = {"forget": some(world, both.forget), "retain": some(world, both.retain)}
-    values = {"seconds": found.seconds}
-    for on, data in sets.items():
-        for name in world.corruptions:
-            restored = restorations(world, found.model, data, name)
-            measures = measured(world, size, restored)
-            values[f"{on} error, {name}"] = measures.reconstruction_error
-            values[f"{on} FID, {name}"] = float(measures.frechet_distance or 0)
-            if on == "forget" and name == next(iter(world.corruptions)):
-                values["distance"] = float(np.mean([apart(restored[0], each) for each in references]))
+    sets = measured_sets(world, size)
+    first, restored = next(iter(world.corruptions)), partial(restorations, world, found.model)
+    values = {"seconds": found.seconds, **restoration_figures(world, size, restored)}
+    drawn = restored(sets["forget"], first)[0]
+    values["distance"] = float(np.mean([apart(drawn, each) for each in references]))
     values["probe"] = probe(world, found.model, sets["forget"], sets["retain"])
     values["relearned"] = relearned(world, size, found.model, both)
     values["fresh decoder"] = decoded_afresh(world, size, found.model, both)
     return values | {"seconds of measuring": time.process_time() - started}
+
+
+def restoration_figures(world: World, size: Size, restored: Callable[[MapDataset, str], Restored]) -> dict[str, float]:
+    """Error and Fréchet distance on both sets, for each corruption."""
+    values: dict[str, float] = {}
+    for on, data in measured_sets(world, size).items():
+        for name in world.corruptions:
+            measures = measured(world, size, restored(data, name))
+            values[f"{on} error, {name}"] = measures.reconstruction_error
+            values[f"{on} FID, {name}"] = float(measures.frechet_distance or 0)
+    return values
+
+
+def mean_image(world: World, size: Size) -> dict[str, float]:
+    """What the mean of all training pictures, put in the hidden part, comes to: a model that learned nothing else."""
+    mean = world.load(size)[0].tensors[0].mean(0)
+
+    def restored(data: MapDataset, corruption: str) -> Restored:
+        batch = batch_of(world, data)
+        hidden = world.corruptions[corruption].mask(batch["images"].shape, 0, batch["positions"])  # pyright: ignore
+        return torch.where(hidden, mean, batch["images"]), batch["images"], hidden
+
+    return restoration_figures(world, size, restored)
+
+
+def measured_sets(world: World, size: Size) -> dict[str, MapDataset]:
+    """The pictures of either set that every model is measured on."""
+    both = parts(world, size)
+    return {"forget": some(world, both.forget), "retain": some(world, both.retain)}
 
 
 def some(world: World, data: MapDataset) -> MapDataset:

@@ -11,23 +11,25 @@ from scipy import stats
 from _i2i_worlds import World
 from _results import Results
 
-BESIDES = ("probe", "relearned", "fresh decoder", "distance", "cost")
+PLACES = ("error, forget", "error, retain", "FID, forget", "FID, retain")
 
 
 def report(results: Results, world: World, rows: Sequence[str]) -> None:
-    """Means with 95 % t intervals over seeds, as Markdown, and what the targets come to."""
-    print(f"\n## {world.name}: {world.about}; {world.seeds} originals, {len(_of(results, world, 'oracle'))} oracles")
+    """Means with 95 % t intervals over models, as Markdown, and what the targets come to.
+
+    Errors, relearned errors too, are mean squares times 1,000; distances are from oracles, beside that between oracles.
+    """
+    print(f"\n## {world.name}: {world.about}; {world.seeds} originals, {world.oracles} oracles")
+    first, *others = world.corruptions
     names = ("original", "oracle", *rows)
-    for what, digits in (("error", 1), ("FID", 2)):
-        print(f"\n| {what}: forget, retain | " + " | ".join(world.corruptions) + " |")
-        print("|" + " --- |" * (len(world.corruptions) + 1))
-        for row in names:
-            cells = [_pair(results, world, row, what, each, digits) for each in world.corruptions]
-            print(f"| {row} | " + " | ".join(cells) + " |")
-    print("\n| | " + " | ".join(BESIDES) + " |\n|" + " --- |" * (len(BESIDES) + 1))
-    unit = statistics.mean(_values(results, world, "oracle", "distance"))
+    for corruption in others:
+        _print([corruption, *PLACES])
+        for row in ("mean image", *names):
+            _print([row, *_restored(results, world, row, corruption)], head=False)
+    _print([first, *PLACES, "probe", "relearned", "fresh decoder", "distance", "cost"])
+    _print(["mean image", *_restored(results, world, "mean image", first), *[""] * 5], head=False)
     for row in names:
-        print(f"| {row} | " + " | ".join(_beside(results, world, row, name, unit) for name in BESIDES) + " |")
+        _print([row, *_restored(results, world, row, first), *_besides(results, world, row)], head=False)
     _targets(results, world, rows)
 
 
@@ -60,26 +62,41 @@ def _row_of_alpha(world: World, weight: float) -> str:
 
 
 def _targets(results: Results, world: World, rows: Sequence[str]) -> None:
-    """What is asked of `paper` and of `oracle`, corruption by corruption: the worst and how many are met."""
-    heads = ["", "forget FID / original's", "retain FID, change from original", "forget error beside oracles'", "met"]
-    heads += ["forget FID", "met", "retain error", "met", "retain FID", "met", "probe above the highest oracle"]
-    print("\n| " + " | ".join(heads) + " |")
-    print("|" + " --- |" * 12)
+    """What is asked of `paper`, beside the original, and of `oracle`, beside the oracles: each corruption in turn."""
+    _print(["beside the original", "forget FID, times", "retain FID, %", "twice, and within 10 %"])
+    for row in rows:
+        times = _ratios(results, world, row, "original", "forget FID")
+        moved = [ratio - 1 for ratio in _ratios(results, world, row, "original", "retain FID")]
+        met = sum(ratio >= 2 and abs(share) <= 0.1 for ratio, share in zip(times, moved, strict=True))
+        _print([row, ", ".join(f"{ratio:.1f}" for ratio in times), _percent(moved), str(met)], head=False)
+    kinds = (("forget error", 0.1), ("forget FID", 0.1), ("retain error", 0.05), ("retain FID", 0.05))
+    heads = [head for kind, _ in kinds for head in (f"{kind}, %", "met")]
+    _print(["beside the oracles", *heads, "probe above the highest"])
     for row in ("original", *rows):
-        doubled = _ratios(results, world, row, "original", "forget FID")
-        moved = _ratios(results, world, row, "original", "retain FID")
-        cells = [_list(doubled, 1), _list([each - 1 for each in moved], 100)]
-        for name, least in (("forget error", 0.1), ("forget FID", 0.1), ("retain error", 0.05), ("retain FID", 0.05)):
-            shares = [ratio - 1 for ratio in _ratios(results, world, row, "oracle", name)]
-            inside = [_inside(results, world, row, f"{name}, {each}") for each in world.corruptions]
-            met = sum(abs(share) <= least or (own and least == 0.1) for share, own in zip(shares, inside, strict=True))
-            cells += [_list(shares, 100), str(met)]
-        over = statistics.mean(_values(results, world, row, "probe")) - max(_values(results, world, "oracle", "probe"))
-        print(f"| {row} | " + " | ".join([*cells, f"{over:+.3f}"]) + " |")
+        cells = [cell for kind, least in kinds for cell in _beside_oracles(results, world, row, kind, least)]
+        over = _mean(results, world, row, "probe") - max(_values(results, world, "oracle", "probe"))
+        _print([row, *cells, f"{over:+.3f}"], head=False)
 
 
-def _list(values: Sequence[float], factor: float) -> str:
-    return ", ".join(f"{factor * value:.1f}" if factor == 1 else f"{factor * value:+.0f}" for value in values)
+def _beside_oracles(results: Results, world: World, row: str, figure: str, least: float) -> tuple[str, str]:
+    """By how much a row is off the mean of the oracles, and how often that is within the target."""
+    shares = [ratio - 1 for ratio in _ratios(results, world, row, "oracle", figure)]
+    inside = [figure.startswith("forget") and _inside(results, world, row, f"{figure}, {each}")
+              for each in world.corruptions]  # fmt: skip
+    met = sum(abs(share) <= least or own for share, own in zip(shares, inside, strict=True))
+    return _percent(shares), str(met)
+
+
+def _print(cells: Sequence[str], *, head: bool = True) -> None:
+    if head:
+        print()
+    print(f"| {' | '.join(cells)} |")
+    if head:
+        print("|" + " --- |" * len(cells))
+
+
+def _percent(shares: Sequence[float]) -> str:
+    return ", ".join(f"{100 * share:+.0f}" for share in shares)
 
 
 def _ratios(results: Results, world: World, row: str, beside: str, figure: str) -> list[float]:
@@ -94,21 +111,26 @@ def _inside(results: Results, world: World, row: str, figure: str) -> bool:
     return min(oracles) <= _mean(results, world, row, figure) <= max(oracles)
 
 
-def _pair(results: Results, world: World, row: str, what: str, corruption: str, digits: int) -> str:
-    factor = 1000 if what == "error" else 1
-    sets = (_values(results, world, row, f"{on} {what}, {corruption}") for on in ("forget", "retain"))
-    return ", ".join(_interval([factor * value for value in each], digits) for each in sets)
+def _restored(results: Results, world: World, row: str, corruption: str) -> list[str]:
+    """Error and Fréchet distance, on what is forgotten and on what is kept."""
+    cells: list[str] = []
+    for what, factor, digits in (("error", 1000, 1), ("FID", 1, 2)):
+        for on in ("forget", "retain"):
+            values = _values(results, world, row, f"{on} {what}, {corruption}")
+            cells.append(_interval([factor * value for value in values], digits))
+    return cells
 
 
-def _beside(results: Results, world: World, row: str, name: str, unit: float) -> str:
-    if name == "cost" and row in {"original", "oracle"}:
-        return ""
-    values = _values(results, world, row, name)
-    if name == "distance":
-        return _interval([value / unit for value in values], 2)
-    if name == "cost":
-        return f"{100 * statistics.mean(values):.1f} %"
-    return _interval([value if name == "probe" else 1000 * value for value in values], 3 if name == "probe" else 1)
+def _besides(results: Results, world: World, row: str) -> list[str]:
+    """What the encoder holds, what an attacker brings back, how far from oracles, and what it cost."""
+    apart = _mean(results, world, "oracle", "distance")
+    figures = (("probe", 1, 3), ("relearned", 1000, 1), ("fresh decoder", 1000, 1), ("distance", 1 / apart, 2))
+    cells = [
+        _interval([factor * value for value in _values(results, world, row, name)], digits)
+        for name, factor, digits in figures
+    ]
+    trained = row in {"original", "oracle"}
+    return [*cells, "" if trained else f"{100 * _mean(results, world, row, 'cost'):.1f} %"]
 
 
 def _interval(values: Sequence[float], digits: int) -> str:
@@ -129,6 +151,8 @@ def _values(results: Results, world: World, row: str, figure: str) -> list[float
 
 
 def _of(results: Results, world: World, row: str) -> list[dict[str, float]]:
+    if row == "mean image":
+        return [results.cells[row]]
     if row == "oracle":
         return [results.cells[f"oracle {number}"] for number in range(world.oracles)]
     return [results.cells[f"{seed}: {row}"] for seed in range(world.seeds)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from _cifar10 import SIZES, Size
-from _i2i_figures import RELEARNING, RETAINED_BY_ATTACKER, Trained, figures, parts, references, timed, train
+from _i2i_figures import RELEARNING, RETAINED_BY_ATTACKER, Trained, figures, mean_image, parts, references, timed, train
 from _i2i_tables import draw, report
 from _i2i_worlds import QUIET, World, worlds
 from _results import Results
@@ -114,6 +114,7 @@ def compute(world: World, size: Size) -> None:
     results, table = Results("i2i", size, settings, part=world.name), rows(world, size)
     oracles = cache(partial(_oracles, world, size))
     seen = cache(lambda: references(world, size, [found.model for found in oracles()]))
+    results.cell("mean image", partial(mean_image, world, size))
     for number in range(world.oracles):
         results.cell(f"oracle {number}", partial(_oracle, world, size, oracles, seen, number))
     for seed in range(world.seeds):
