@@ -51,6 +51,8 @@ def draw(results: Results, world: World, weights: Sequence[float], counts: Seque
                 level = statistics.mean(_values(results, world, model, f"{on} error, {name}"))
                 axes.axhline(level, color=colour, linestyle=line, linewidth=1, label=f"{on}, {model}")
         axes.set_xscale("log")
+        axes.set_xticks(places, [f"{place:g}" for place in places], minor=False)
+        axes.minorticks_off()
         axes.set_xlabel(title)
     figure.axes[0].set_ylabel(f"error, {name}")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), frameon=False, loc="outside right center")
@@ -63,12 +65,14 @@ def _row_of_alpha(world: World, weight: float) -> str:
 
 def _targets(results: Results, world: World, rows: Sequence[str]) -> None:
     """What is asked of `paper`, beside the original, and of `oracle`, beside the oracles: each corruption in turn."""
-    _print(["beside the original", "forget FID, times", "retain FID, %", "twice, and within 10 %"])
+    _print(["beside the original", "forget FID, times", "retain FID, times", "twice, and within 10 %"])
     for row in rows:
-        times = _ratios(results, world, row, "original", "forget FID")
-        moved = [ratio - 1 for ratio in _ratios(results, world, row, "original", "retain FID")]
-        met = sum(ratio >= 2 and abs(share) <= 0.1 for ratio, share in zip(times, moved, strict=True))
-        _print([row, ", ".join(f"{ratio:.1f}" for ratio in times), _percent(moved), str(met)], head=False)
+        forget, retain = (_paired(results, world, row, f"{on} FID") for on in ("forget", "retain"))
+        means = [(statistics.mean(one), statistics.mean(other)) for one, other in zip(forget, retain, strict=True)]
+        met = sum(one >= 2 and abs(other - 1) <= 0.1 for one, other in means)
+        cells = [", ".join([_interval(each[0], 2), *(f"{statistics.mean(other):.2f}" for other in each[1:])])
+                 for each in (forget, retain)]  # fmt: skip
+        _print([row, *cells, str(met)], head=False)
     kinds = (("forget error", 0.1), ("forget FID", 0.1), ("retain error", 0.05), ("retain FID", 0.05))
     heads = [head for kind, _ in kinds for head in (f"{kind}, %", "met")]
     _print(["beside the oracles", *heads, "probe above the highest"])
@@ -80,7 +84,7 @@ def _targets(results: Results, world: World, rows: Sequence[str]) -> None:
 
 def _beside_oracles(results: Results, world: World, row: str, figure: str, least: float) -> tuple[str, str]:
     """By how much a row is off the mean of the oracles, and how often that is within the target."""
-    shares = [ratio - 1 for ratio in _ratios(results, world, row, "oracle", figure)]
+    shares = [ratio - 1 for ratio in _ratios(results, world, row, figure)]
     inside = [figure.startswith("forget") and _inside(results, world, row, f"{figure}, {each}")
               for each in world.corruptions]  # fmt: skip
     met = sum(abs(share) <= least or own for share, own in zip(shares, inside, strict=True))
@@ -99,10 +103,19 @@ def _percent(shares: Sequence[float]) -> str:
     return ", ".join(f"{100 * share:+.0f}" for share in shares)
 
 
-def _ratios(results: Results, world: World, row: str, beside: str, figure: str) -> list[float]:
-    """By corruption, the mean of a row over the mean of the original or of the oracles."""
+def _ratios(results: Results, world: World, row: str, figure: str) -> list[float]:
+    """By corruption, the mean of a row over the mean of the oracles."""
     names = [f"{figure}, {each}" for each in world.corruptions]
-    return [_mean(results, world, row, name) / _mean(results, world, beside, name) for name in names]
+    return [_mean(results, world, row, name) / _mean(results, world, "oracle", name) for name in names]
+
+
+def _paired(results: Results, world: World, row: str, figure: str) -> list[list[float]]:
+    """By corruption and seed, a row over its own original."""
+    pairs = [
+        (_values(results, world, row, name), _values(results, world, "original", name))
+        for name in (f"{figure}, {each}" for each in world.corruptions)
+    ]
+    return [[own / before for own, before in zip(*pair, strict=True)] for pair in pairs]
 
 
 def _inside(results: Results, world: World, row: str, figure: str) -> bool:
