@@ -88,16 +88,15 @@ def load(size: Size) -> tuple[TensorDataset, TensorDataset]:
     )
 
 
-def augment(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Random horizontal flips and crops after reflecting 4 pixels at the border."""
+def augment(batch: dict[str, Tensor], border: int = 4) -> dict[str, Tensor]:
+    """Random horizontal flips and crops after reflecting some pixels at the border."""
     images = batch["inputs"]
     count, _, height, width = images.shape
     flipped = torch.where(torch.rand(count, 1, 1, 1, device=images.device) < 0.5, images.flip(3), images)
-    padded = F.pad(flipped, (4, 4, 4, 4), mode="reflect").permute(0, 2, 3, 1)
-    rows = (
-        torch.randint(0, 9, (count, 1, 1), device=images.device) + torch.arange(height, device=images.device)[:, None]
-    )
-    columns = torch.randint(0, 9, (count, 1, 1), device=images.device) + torch.arange(width, device=images.device)
+    padded = F.pad(flipped, (border,) * 4, mode="reflect").permute(0, 2, 3, 1)
+    start = partial(torch.randint, 0, 2 * border + 1, (count, 1, 1), device=images.device)
+    rows = start() + torch.arange(height, device=images.device)[:, None]
+    columns = start() + torch.arange(width, device=images.device)
     chosen = padded[torch.arange(count, device=images.device)[:, None, None], rows, columns]
     return batch | {"inputs": chosen.permute(0, 3, 1, 2)}
 

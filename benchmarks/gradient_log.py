@@ -1,8 +1,8 @@
 """What a gradient log costs: the time of a training step with one beside the time without, and bytes an example.
 
-Both ways train the same GPT-2 of 1.3 M parameters (6 layers of 128, tied) from the same weights on the same batches, in
-turns of one step within this process, so that whatever else the machine does falls on both alike. The ratio is of
-summed times.
+Both ways train the same tied GPT-2 (6 layers of 128, 1.3 M parameters; or 4 layers of 512, 13 M) from the same weights
+on the same batches, in turns of one step within this process, so that whatever else the machine does falls on both
+alike. The ratio is of summed times.
 Run with `make bench BENCH=gradient_log`.
 """
 
@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from expunge import CausalLM
 from expunge.states import GradientLog, GradientRecorder
 
 WORDS, CONTEXT, BATCH = 600, 128, 8
+NARROW, WIDE = (6, 128), (4, 512)
 EXAMPLES = {"quick": 160, "full": 480}
 WAYS: dict[str, dict[str, Any]] = {
     "embedding, raw": {"layers": ("embedding",), "epochs": "first", "updates": False},
@@ -34,6 +36,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "all": {},
     "all, bf16": {"precision": "bf16"},
 }
+WIDE_WAYS = ("embedding", "all", "all, bf16")
 
 
 def main() -> None:
@@ -42,20 +45,21 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = {"words": WORDS, "context": CONTEXT, "batch": BATCH, "examples": EXAMPLES[size.name], "threads": 1}
     results = Results("gradient_log", size, settings)
+    asked = [(NARROW, name, name) for name in WAYS] + [(WIDE, name, f"4 x 512: {name}") for name in WIDE_WAYS]
     cells = {
-        name: results.cell(name, lambda chosen=chosen: beside_none(chosen, EXAMPLES[size.name]))
-        for name, chosen in WAYS.items()
+        title: results.cell(title, partial(beside_none, WAYS[name], EXAMPLES[size.name], shape))
+        for shape, name, title in asked
     }
     report(results, cells)
 
 
-def beside_none(settings: dict[str, Any], examples: int) -> dict[str, Any]:
+def beside_none(settings: dict[str, Any], examples: int, shape: tuple[int, int]) -> dict[str, Any]:
     """Train with a log of these settings and without, step by step in turns."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(CONTEXT // 2, CONTEXT + 1, (examples,), generator=generator).tolist()
     data = [{"input_ids": torch.randint(1, WORDS, (length,), generator=generator).tolist()} for length in lengths]
     task = CausalLM()
-    models = [network(), network()]
+    models = [network(*shape), network(*shape)]
     optimizers = [torch.optim.AdamW(model.parameters(), 1e-3) for model in models]
     folder = Path(tempfile.mkdtemp())
     seconds: list[list[float]] = [[], []]
@@ -89,14 +93,14 @@ def beside_none(settings: dict[str, Any], examples: int) -> dict[str, Any]:
     }
 
 
-def network() -> GPT2LMHeadModel:
+def network(layers: int, width: int) -> GPT2LMHeadModel:
     """A GPT-2 from its configuration, without dropout so that both ways compute alike."""
     torch.manual_seed(0)
     shape = GPT2Config(
         vocab_size=WORDS,
         n_positions=CONTEXT,
-        n_embd=128,
-        n_layer=6,
+        n_embd=width,
+        n_layer=layers,
         n_head=4,
         bos_token_id=0,
         eos_token_id=0,

@@ -21,7 +21,7 @@ from _i2i_worlds import QUIET, World, worlds
 from _results import Results
 from expunge import (
     Algorithm,
-    ExtrapolatedTuning,
+    Extrapolate,
     FineTune,
     LatentRemap,
     MaxLoss,
@@ -35,6 +35,7 @@ from expunge import (
     unlearn,
 )
 from expunge.data import MapDataset, subset
+from expunge.image_models import MaskedAutoencoder
 
 WEIGHTS, RETAINED = (0.05, 0.2, 1.0), (200, 1000)
 
@@ -74,10 +75,12 @@ def rows(world: World, size: Size) -> dict[str, Row]:
         "oracle, retain": towards("retain"),
         "oracle, proxy": towards("proxy"),
         "oracle, c = 2": towards("retain", extrapolation=2.0),
-        "extrapolated tuning": Row(ExtrapolatedTuning(**tuning), "retain"),
-        "extrapolated tuning, c = 2": Row(ExtrapolatedTuning(**tuning, extrapolation=2.0), "retain"),
+        "extrapolated tuning": Row(Extrapolate(**tuning), "retain"),
+        "extrapolated tuning, c = 2": Row(Extrapolate(**tuning, extrapolation=2.0), "retain"),
         "control: fine-tune": Row(_fine_tune(**tuning), "retain"),
     }
+    if isinstance(world.family, MaskedAutoencoder):  # others have no mean of pictures
+        found["neighbours, retain"] = remap("retain", target="neighbours", forget_weight=0.3)
     for kind in (MaxLoss, NoisyLabel, RetainLabel, RandomEncoder):
         method = kind(learning_rate=world.baseline_rate, batch_size=batch, epochs=epochs("retain"))
         found[f"baseline: {kind.__name__}"] = Row(method, "retain")

@@ -94,6 +94,17 @@ def test_the_page_on_text() -> None:
     assert phase.history[-1] < phase.history[0]
 
 
+def test_the_page_on_choosing_a_method() -> None:
+    names: dict[str, Any] = {}
+    for code in blocks("docs/recommending.md"):
+        exec(code, names)
+
+    choice = names["forgotten"].record.choice
+    assert {trial.method for trial in choice.ranking} == {"FineTune", "NegGradPlus", "SelectiveReset"}
+    assert len(choice.ranking) == 6
+    assert choice.chosen == 0
+
+
 @pytest.mark.slow
 def test_the_page_on_images() -> None:
     names: dict[str, Any] = {}
@@ -117,6 +128,18 @@ def test_the_page_on_data_that_are_gone(capsys: pytest.CaptureFixture[str]) -> N
     assert names["conditional"].tier.value == "conditional"
     assert names["change"].interval.low <= names["change"].value <= names["change"].interval.high
     assert (names["without_0"](names["inputs"]).argmax(1) == 0).double().mean() < 0.05
+
+
+def test_the_page_on_removal(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("docs/removal.md")
+    names: dict[str, Any] = {}
+    exec(code, names)
+
+    assert tiny.accuracy(names["reset"].model, names["parts"].forget, names["task"]) < 0.1
+    assert tiny.accuracy(names["reset"].model, names["parts"].retain, names["task"]) > 0.9
+    assert names["method"].extrapolation >= 1
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said] == ["reset", "went"]
 
 
 def test_the_page_on_the_methods_of_the_field(capsys: pytest.CaptureFixture[str]) -> None:

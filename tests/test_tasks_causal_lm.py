@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import tiny
 import words
@@ -294,6 +294,56 @@ def test_what_cannot_be_used_is_refused(case: str) -> None:
     kind, message, make = refusals()[case]
     with pytest.raises(kind, match=message):
         make()
+
+
+def special(**tokens: str) -> PreTrainedTokenizerFast:
+    read = words.tokenizer()
+    read.add_special_tokens(tokens)
+    return read
+
+
+@pytest.mark.parametrize(
+    ("tokens", "model", "refused"),
+    [
+        ({}, {"vocab_size": 46}, None),  # a few in reserve
+        ({}, {"vocab_size": 48}, None),  # padded to a multiple of 8
+        ({}, {"vocab_size": 64}, None),
+        ({}, {"vocab_size": 128}, None),
+        ({}, {"vocab_size": 47}, "41 tokens and the model 47"),
+        ({}, {"vocab_size": 56}, "41 tokens and the model 56"),
+        ({}, {"vocab_size": 1024}, "41 tokens and the model 1024"),
+        ({"eos_token": "known"}, {}, "eos_token_id is 19 to the tokenizer and 1 to the model"),
+        ({"eos_token": "known"}, {"eos_token_id": [1, 19]}, None),
+        ({"eos_token": "known"}, {"eos_token_id": None}, None),
+        ({"eos_token": "known"}, {"eos_token_id": 50256}, None),  # the class's own, outside the vocabulary
+        ({"bos_token": "known"}, {}, "bos_token_id is 19 to the tokenizer and 1 to the model"),
+        ({"pad_token": "known"}, {}, "pad_token_id is 19 to the tokenizer and 0 to the model"),
+        ({"pad_token": "[EOS]"}, {}, None),
+        ({"pad_token": "[UNK]"}, {}, None),
+    ],
+)
+def test_a_foreign_tokenizer_is_told_by_size_and_by_ends(
+    tokens: dict[str, str], model: dict[str, Any], refused: str | None
+) -> None:
+    task = CausalLM(special(**tokens))
+    batch = task.collate(words.facts()[:2])
+    if refused is None:
+        assert task.losses(words.gpt2(**model), batch).isfinite().all()
+        return
+    with pytest.raises(TokenizerError, match=refused):
+        task.losses(words.gpt2(**model), batch)
+
+
+def test_ends_that_a_class_brings_along_count_where_its_vocabulary_is_kept() -> None:
+    shape: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    task = CausalLM(words.tokenizer())  # its [EOS] is 1, and a Llama's own 2
+    batch = task.collate(words.facts()[:2])
+    assert task.losses(LlamaForCausalLM(LlamaConfig(vocab_size=41, **shape)), batch).isfinite().all()
+    large = words.tokenizer()
+    large.add_tokens([f"word{number}" for number in range(LlamaConfig().vocab_size - len(large))])
+    model = LlamaForCausalLM(LlamaConfig(**shape))
+    with pytest.raises(TokenizerError, match="eos_token_id is 1 to the tokenizer and 2 to the model"):
+        CausalLM(large).losses(model, CausalLM(large).collate(words.facts()[:2]))
 
 
 def test_long_examples_are_dropped_only_when_asked_and_counted() -> None:

@@ -120,7 +120,10 @@ def test_records_of_another_kind_are_refused(change: dict[str, Any], saved: Path
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(Record.model_fields) - {"schema_version", "state", "classes", "certificate", "near_duplicates"})
+    "name",
+    sorted(
+        set(Record.model_fields) - {"schema_version", "state", "classes", "certificate", "near_duplicates", "choice"}
+    ),
 )
 def test_no_field_of_a_record_can_be_changed_unnoticed(name: str, saved: Path, mlp_problem: Problem) -> None:
     record = json.loads((saved / RECORD_FILE).read_text())

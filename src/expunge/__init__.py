@@ -41,7 +41,7 @@ if typing.TYPE_CHECKING:
         ExactDiscriminant,
         ExactNaiveBayes,
         ExactRidge,
-        ExtrapolatedTuning,
+        Extrapolate,
         FineTune,
         FisherForgetting,
         Forgotten,
@@ -68,12 +68,14 @@ if typing.TYPE_CHECKING:
         RetainLabel,
         Retrain,
         SalUn,
+        SelectiveReset,
         SimNPO,
         Stage,
         TaskNegation,
     )
     from expunge.privacy import Certificate, Constant, DeletionBudget, Origin, Tier
     from expunge.problem import DeletionState, Problem, Recipe, Split, split
+    from expunge.recommending import Recommendation, recommend
     from expunge.states import (
         ClosedForm,
         HeadOptimum,
@@ -119,7 +121,7 @@ __all__ = [
     "ExactRidge",
     "Execution",
     "ExpungeError",
-    "ExtrapolatedTuning",
+    "Extrapolate",
     "FineTune",
     "FisherForgetting",
     "Fleet",
@@ -153,6 +155,7 @@ __all__ = [
     "RandomEncoder",
     "RandomLabel",
     "Recipe",
+    "Recommendation",
     "Record",
     "References",
     "Regression",
@@ -162,6 +165,7 @@ __all__ = [
     "Run",
     "SalUn",
     "Schedule",
+    "SelectiveReset",
     "Sharded",
     "SimNPO",
     "Split",
@@ -176,13 +180,25 @@ __all__ = [
     "Verdict",
     "audit",
     "load_state",
+    "recommend",
     "record",
     "save_state",
     "split",
     "unlearn",
 ]
 
-_LAYERS = ("errors", "tasks", "problem", "training", "privacy", "states", "methods", "unlearning", "audit")
+_LAYERS = (
+    "errors",
+    "tasks",
+    "problem",
+    "training",
+    "privacy",
+    "states",
+    "methods",
+    "unlearning",
+    "audit",
+    "recommending",
+)
 """Where the names above are, from the bottom up: what is looked through for a name lies below it."""
 
 

@@ -5,16 +5,20 @@ class ExpungeError(Exception):
     """Base of all errors that Expunge raises on purpose."""
 
 
+class ExpungeWarning(UserWarning):
+    """What a person should know of a result that came about all the same; the command prints it as a note."""
+
+
 class ForgetSetError(ExpungeError):
     """The request does not name a usable forget set: empty, everything, out of range, or overlapping the retain set."""
 
 
 class UnknownRowError(ForgetSetError):
-    """A row to be forgotten is not among the rows that a deletion state was recorded on."""
+    """A row to be forgotten is not, or no longer, among those of a deletion state, which remembers no deleted one."""
 
 
 class AlreadyForgottenError(ForgetSetError):
-    """A row to be forgotten was deleted before."""
+    """A row that is named by its position in the data of an estimator was forgotten before."""
 
 
 class MissingNeedError(ExpungeError):

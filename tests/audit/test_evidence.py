@@ -43,6 +43,11 @@ def test_missing_evidence_says_to_audit_first(tmp_path: Path):
         Evidence.load(tmp_path)
 
 
+def test_settings_of_pictures_are_those_of_images_alone(evidence: Evidence):
+    assert "relearning" in evidence.settings
+    assert "pictures" not in evidence.settings
+
+
 def test_every_figure_has_an_interval_around_it_and_a_value_for_each_oracle(evidence: Evidence):
     for measure in (*evidence.measures, *evidence.groups):
         assert measure.unlearned.interval.low <= measure.unlearned.value + 1e-12

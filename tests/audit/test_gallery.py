@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,14 @@ from torch import Tensor, nn
 import restoring
 import tiny
 from expunge import AuditSettings, Evidence, FineTune, References, Relearning, Stage, unlearn
+from expunge.audit.decision import holm
+from expunge.audit.evidence import Aspect
 from expunge.audit.feature_networks import FeatureNetwork
 from expunge.audit.image_figures import PictureGrid
 from expunge.audit.images import measure_images
 from expunge.audit.settings import PictureSettings
 from expunge.errors import DataError, MissingNeedError, SavedModelError, SettingError
+from expunge.pictures import reconstruction_error
 from expunge.problem import Problem
 from expunge.report.page import render
 from expunge.training import Run, over_batches
@@ -96,9 +100,66 @@ def test_the_grid_holds_pictures_of_the_forgotten_kind_and_what_models_make_of_t
         assert not torch.equal(columns[name][..., 4:], columns["truth"][..., 4:])
 
 
+def test_restorations_of_the_forget_set_are_judged(problem: Problem, unlearned: Unlearned, evidence: Evidence):
+    run, task = Run(problem.task, 0, tiny.QUIET), restoring.MAE
+    forget = cast(tuple, problem.forget)
+    seen = [
+        torch.cat(over_batches(run, unlearned.model, forget, measure))
+        for measure in (task.reconstructions, task.hidden)
+    ]
+    truth = torch.cat(over_batches(run, unlearned.model, forget, lambda _, batch: batch["images"]))
+    error = evidence.measure("restoration, -log error", "forget")
+    wanted = -float(torch.as_tensor(reconstruction_error(seen[0], truth, seen[1])).log().mean())
+    assert error.unlearned.value == pytest.approx(wanted, abs=1e-3)
+    frechet = evidence.measure("restoration, -log Fréchet distance", "forget")
+    shown = evidence.restorations[0]
+    assert shown.unlearned.frechet_distance is not None
+    assert frechet.unlearned.value == pytest.approx(-np.log(shown.unlearned.frechet_distance))
+    assert frechet.oracles == pytest.approx([-np.log(each) for each in shown.beside["frechet_distance"].oracles])
+    for measure in (error, frechet):
+        assert measure.aspect is Aspect.FORGETTING
+        assert (measure.margin, measure.limit) == (0.05, None), "it finds differences, and tests no equivalence"
+        assert measure.detectable is not None
+        assert measure.unlearned.interval.low < measure.unlearned.value < measure.unlearned.interval.high
+    judged = [measure for measure in evidence.measures if measure.aspect.judged]
+    corrected = holm([measure.p_value for measure in judged])
+    assert [measure.corrected_p_value for measure in judged] == pytest.approx(corrected)
+
+
+def test_places_of_the_holdout_are_kept_beside_its_pictures(evidence: Evidence):
+    found = evidence.embeddings
+    assert found is not None
+    assert found.feature_network == "means of quarters"
+    assert {
+        name: {model: len(points) for model, points in models.items()} for name, models in found.places.items()
+    } == {
+        "holdout": {"original": 15, "unlearned": 15, "oracle": 15},
+        "holdout, forgotten kind": {"original": 12, "unlearned": 12, "oracle": 12},
+    }
+    kept, gone = (torch.tensor(found.places[name]["original"]) for name in ("holdout", "holdout, forgotten kind"))
+    assert bool(torch.isfinite(torch.cat([kept, gone])).all())
+    assert len(torch.cat([kept, gone]).unique(dim=0)) > 20
+
+
+@pytest.mark.parametrize(("grid", "training"), [(None, set()), ("holdout", set()), ("forget", {"forget"})])
+def test_places_of_a_training_set_are_kept_on_demand_alone(
+    problem: Problem, unlearned: Unlearned, grid: str | None, training: set[str]
+):
+    chosen = settings(grid=grid, count=15)
+    models = [restoring.recipe(epochs=1)(restoring.pictures(), seed) for seed in (1, 2)]
+    found = References.prepare(problem, models, settings=chosen, execution=tiny.QUIET, network=NETWORK)
+    places = found.compare(unlearned).embeddings
+    assert (places is None) == (grid is None)
+    assert {"forget", "retain"} & set(places.places if places else ()) == training
+
+
 def test_pictures_are_kept_only_where_asked_for(problem: Problem, unlearned: Unlearned):
     found = References.prepare(problem, 2, settings=settings(), execution=tiny.QUIET).compare(unlearned)
     assert found.grid is None
+    assert found.embeddings is None
+    judged = {measure.name for measure in found.measures}
+    assert "restoration, -log error" in judged
+    assert "restoration, -log Fréchet distance" not in judged
     assert found.restorations[0].unlearned.frechet_distance is None
     assert "What the models restore" not in render(unlearned.record, found)
 
@@ -106,6 +167,8 @@ def test_pictures_are_kept_only_where_asked_for(problem: Problem, unlearned: Unl
 def test_the_page_shows_figures_and_pictures(unlearned: Unlearned, evidence: Evidence):
     page = render(unlearned.record, evidence)
     assert "What is restored" in page
+    assert "Where the restored pictures lie" in page
+    assert "pictures.variant" in page
     assert "means of quarters" in page
     assert "<image" in page
     assert "none of which was trained on" in page

@@ -16,6 +16,7 @@ from expunge.audit.images import (
     ImageMeasures,
     against_oracles,
     embedding_similarity,
+    frechet_closeness,
     frechet_distance,
     inception_score,
     measure_images,
@@ -279,3 +280,31 @@ def test_networks_of_a_wrong_form_are_refused() -> None:
     nn.init.constant_(cast(nn.Linear, broken[1]).weight, math.inf)
     with pytest.raises(ModelError, match="hold NaN or infinity"):
         FeatureNetwork("broken", broken).embed(pictures(2))
+
+
+def test_the_interval_of_a_frechet_distance_is_as_wide_as_it_varies():
+    values: list[float] = []
+    widths: list[float] = []
+    for seed in range(60):
+        draw = torch.Generator().manual_seed(seed)
+        reference = torch.randn(300, 3, generator=draw)
+        found = frechet_closeness(reference + 0.5 + 0.5 * torch.randn(300, 3, generator=draw), reference, "plain")
+        assert found is not None
+        interval = found.interval()
+        values.append(found.value)
+        widths.append(interval.high - interval.low)
+        assert found.value == pytest.approx((interval.high + interval.low) / 2)
+    # 95 % of a t distribution of 9 degrees of freedom lie within 2.262 standard errors
+    assert np.mean(widths) / (2 * 2.262) == pytest.approx(np.std(values, ddof=1), rel=0.35)
+
+
+@pytest.mark.parametrize(
+    ("count", "variant", "there"), [(11, "plain", False), (12, "plain", True), (11, "shrunk", False)]
+)
+def test_a_frechet_distance_is_judged_where_a_tenth_can_be_left_out(count: int, variant: str, there: bool):
+    draw = torch.Generator().manual_seed(0)
+    features, reference = torch.randn(2, count, 3, generator=draw)
+    found = frechet_closeness(features, reference, cast(Any, variant))
+    assert (found is not None) == there
+    if found is not None:
+        assert found.value == pytest.approx(-math.log(frechet_distance(features, reference, cast(Any, variant))))

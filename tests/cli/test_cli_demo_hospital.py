@@ -39,7 +39,7 @@ def test_patients_leave_from_the_state_alone(jobs: JobFolder) -> None:
             assert constant.name in page
             assert constant.meaning in page
     assert [each["request"] for each in story["refused"]] == ["the same patient again", "somebody never trained on"]
-    assert "deleted from this state before" in story["refused"][0]["error"]
+    assert "deleted before, which a state does not remember" in story["refused"][0]["error"]
     assert "never in training" in story["refused"][1]["error"]
     assert not list(jobs.output.glob(STATE_FILE))
     assert not (jobs.output / "first" / STATE_FILE).exists(), "it still holds the second request's rows"

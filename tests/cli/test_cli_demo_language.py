@@ -43,7 +43,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.filterwarnings("ignore:nothing was reversed:UserWarning")  # two epochs teach too little
 def test_a_short_demo_leaves_a_run_to_work_on(jobs: JobFolder) -> None:
     result = jobs.expunge("demo", "language", "--output", jobs.output, "--oracles", "2", "--json")
     assert result.exit_code == 0, result.output
@@ -67,7 +66,6 @@ def test_a_short_demo_leaves_a_run_to_work_on(jobs: JobFolder) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.filterwarnings("ignore:nothing was reversed:UserWarning")  # two epochs teach too little
 def test_the_summary_shows_what_each_model_says(jobs: JobFolder) -> None:
     result = jobs.expunge("demo", "language", "--output", jobs.output, "--oracles", "2")
     assert result.exit_code == 0, result.output

@@ -1,5 +1,6 @@
 """Jobs on image-to-image models: the three families, corruptions, and where pictures come from."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -14,9 +15,11 @@ import restoring
 import tiny
 from expunge.audit import Evidence
 from expunge.audit.feature_networks import FeatureNetwork
+from expunge.audit.identity import recipe_name
 from expunge.cli.image_models import corruption_of, image_model, untrained_image_model
 from expunge.cli.job_file import load_job
 from expunge.cli.problems import prepare
+from expunge.cli.summary import _sharing
 from expunge.corruptions import CentreCrop, MaskUnion, PatchAligned, RandomMask, Uncrop
 from expunge.errors import JobError
 from expunge.storage import write_tensors
@@ -29,6 +32,7 @@ TASK: dict[str, Any] = {
     "corruption": {"kind": "half-image", "side": "right"},
     "decoder_steps": 5,
 }
+FAMILIES = ["masked-autoencoder", "masked-tokens", "inpainting-diffusion"]
 TOKENS = {"side": 4, "width": 24, "encoder_layers": 2, "decoder_layers": 1, "heads": 2}
 
 
@@ -70,6 +74,12 @@ def test_a_job_forgets_audits_and_shows_pictures(job: JobFolder) -> None:
     assert result.exit_code == 0, result.output
     found = Evidence.load(job.output)
     assert found.grid is not None
+    assert found.embeddings is not None
+    assert "evidence.json, report.html and model.safetensors may be shared" in " ".join(result.stdout.split())
+    of_the_forgotten = found.model_copy(update={"grid": found.grid.model_copy(update={"shows": "forget"})})
+    assert "evidence.json and report.html may not, for they hold pictures of the forget set" in _sharing(
+        job.output, of_the_forgotten
+    )
     assert found.restorations[0].unlearned.feature_network == "means of quarters"
     assert "<image" in (job.output / "report.html").read_text(encoding="utf-8")
     assert {curve.name for curve in found.curves} == {"relearning", "relearning, head refitted"}
@@ -92,7 +102,45 @@ def models(folder: Path, family: str) -> tuple[nn.Module, dict[str, Any]]:
     return model, {"hf": "model", "options": TOKENS, "weights": "tokens.safetensors"}
 
 
-@pytest.mark.parametrize("family", ["masked-autoencoder", "masked-tokens", "inpainting-diffusion"])
+def untrained_pictures_model() -> nn.Module:
+    return restoring.vit_mae()
+
+
+def test_a_second_audit_trains_no_oracle(job: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPUNGE_CACHE_DIR", str(job.folder / "cache"))
+    write_tensors(job.folder / "mae.safetensors", restoring.vit_mae().state_dict())
+    job.job |= {
+        "model": {"build": "test_cli_images:untrained_pictures_model", "weights": "mae.safetensors"},
+        "recipe": {"epochs": 1, "batch_size": 24},
+        "audit": {
+            "oracles": 2, "bits": [], "neighbours": 0, "executor": "in-process",
+            "relearning": {"steps": [0, 1], "forget_examples": 4, "retain_examples": 8},
+        },
+    }  # fmt: skip
+    first = job.run("--output", job.output, "--json")
+    assert first.exit_code == 0, first.output
+    again = job.expunge("audit", job.output, "--json")
+    for result, trained in ((first, 2), (again, 0)):
+        (fleet,) = json.loads(result.stdout)["trained"]
+        assert (fleet["trained"], fleet["cached"]) == (trained, 2 - trained)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recipes_of_every_family_have_a_name_that_stays(job: JobFolder, family: str) -> None:
+    _, section = models(job.folder, family)
+    job.job |= {"model": section, "task": {**TASK, "family": family}, "recipe": {"epochs": 1}}
+
+    def name() -> str:
+        job.write()
+        return recipe_name(prepare(load_job(job.folder / "job.yaml")).problem.recipe, "cpu")
+
+    once = name()
+    assert name() == once
+    job.job["recipe"] = {"epochs": 2}
+    assert name() != once
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_loaded_from_its_folder_and_can_be_made_anew(job: JobFolder, family: str) -> None:
     model, section = models(job.folder, family)
     job.job |= {"model": section, "task": {**TASK, "family": family}}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, astuple, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ import yaml
 import expunge.cli.runs
 import tiny
 from expunge.audit import Evidence
+from expunge.cli.job_file import load_job
+from expunge.cli.problems import prepare
 from expunge.errors import LabelError, OutputError
+from expunge.training import Algorithm, Optimizer, Schedule, Supervised
 from expunge.unlearning import Unlearned, unlearn
 from job_folder import QUICK_AUDIT, JobFolder, trained_mlp
 
@@ -80,6 +84,33 @@ def test_a_preset_is_the_base_of_the_settings(jobs: JobFolder) -> None:
     assert jobs.run().exit_code == 0
     assert jobs.record()["settings"]["impair_learning_rate"] == 0.02
     assert jobs.record()["settings"]["noise_images"] == 4
+
+
+def test_a_recipe_takes_every_setting_of_the_optimiser(jobs: JobFolder) -> None:
+    asked = Optimizer(
+        0.05,
+        Algorithm.SGD,
+        0.9,
+        nesterov=True,
+        weight_decay=1e-4,
+        schedule=Schedule.COSINE,
+        clip_norm=0.5,
+        clip_value=2,
+    )
+    assert all(value != field.default for field, value in zip(fields(asked), astuple(asked), strict=True))
+    jobs.job["recipe"] = {"epochs": 1} | asdict(asked) | {"algorithm": "sgd", "schedule": "cosine"}
+    jobs.write()
+    prepared = prepare(load_job(jobs.folder / "job.yaml"))
+    assert isinstance(prepared.problem.recipe, Supervised)
+    assert prepared.problem.recipe.optimizer == asked
+    assert not [note for note in prepared.notes if "schedule" in note]
+
+
+def test_a_schedule_that_the_recipe_does_not_name_is_told(jobs: JobFolder) -> None:
+    jobs.job["recipe"] = {"epochs": 1}
+    result = jobs.run()
+    assert result.exit_code == 0, result.output
+    assert "retraining takes the schedule one-cycle, because the recipe names none" in result.stderr
 
 
 def test_output_on_the_command_line_wins(jobs: JobFolder) -> None:
@@ -241,9 +272,17 @@ def test_a_run_killed_while_it_saved_may_have_left_its_key(jobs: JobFolder, monk
 
 
 def test_the_summary_says_what_may_be_shared(jobs: JobFolder) -> None:
+    jobs.job["recipe"] = {"epochs": 2, "batch_size": 32}
     shown = " ".join(jobs.run().stdout.split())
-    assert shown.count("record.json, evidence.json, report.html and model.safetensors may be shared") == 1
+    assert shown.count("Of the folder, record.json, report.html and model.safetensors may be shared") == 1
     assert "the key (forget.key) and job.yaml may not" in shown
+    audited = " ".join(jobs.expunge("audit", jobs.output, "--oracles", "2").stdout.split())
+    assert "record.json, evidence.json, report.html and model.safetensors may be shared" in audited
+    jobs.job["key"] = "keys/run.key"
+    elsewhere = " ".join(jobs.run("--output", jobs.folder / "another").stdout.split())
+    assert "model.safetensors may be shared; job.yaml may not" in elsewhere
+    for name in re.findall(r"[\w.]+\.(?:json|html|safetensors|yaml|key)", shown + elsewhere):
+        assert (jobs.output / name).exists()
 
 
 def test_a_run_that_diverged_leaves_nothing(jobs: JobFolder) -> None:

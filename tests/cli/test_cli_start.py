@@ -2,15 +2,19 @@
 
 import subprocess
 import sys
+import warnings
 from importlib.metadata import version
 from typing import get_args
 
 import pytest
+from typer.testing import CliRunner
 
 from expunge import Level
 from expunge.audit import choosing
 from expunge.cli import app
+from expunge.cli.methods import Installed
 from expunge.cli.processes import is_main_process
+from expunge.errors import ExpungeWarning
 from expunge.states.influence import Influence
 
 
@@ -54,3 +58,47 @@ def test_the_main_process_is_told_as_accelerate_tells_it(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert is_main_process() is main is (get_int_from_env(names, 0) == 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["influence", "job.yaml", "--kind", "foo"], "'foo' is not one of 'gradient', 'activation'"),
+        (["audit", "run", "--level", "slow"], "'slow' is not one of 'quick', 'standard'"),
+        (["demo", "chess"], "'chess' is not one of 'digits', 'hospital'"),
+        (["audit", "run", "--oracles", "1"], "--oracles"),
+        (["run"], "Missing argument 'JOB'"),
+        (["run", "job.yaml", "--no-such"], "No such option: --no-such"),
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["--no-such"], "No such option: --no-such"),
+    ],
+)
+def test_what_a_command_cannot_be_started_with_is_one_line(arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(app.app, arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    assert line.endswith("--help`")
+
+
+def test_without_arguments_the_help_is_shown() -> None:
+    assert "influence" in CliRunner().invoke(app.app, []).output
+
+
+def test_warnings_of_the_library_are_notes_said_once_and_those_of_others_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def warns() -> list[Installed]:
+        for _ in range(2):
+            warnings.warn("the [bold] result\nis so so", ExpungeWarning, stacklevel=2)
+        warnings.warn("somebody else's", UserWarning, stacklevel=2)
+        return []
+
+    monkeypatch.setattr("expunge.cli.methods.installed_methods", warns)
+    with pytest.warns(UserWarning, match="somebody else's") as left:
+        result = CliRunner().invoke(app.app, ["methods"])
+    assert result.exit_code == 0, result.output
+    assert len(left) == 1
+    assert result.stderr.splitlines() == ["Note: The [bold] result is so so"]

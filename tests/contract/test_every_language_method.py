@@ -19,6 +19,7 @@ from expunge.methods import (
     NPO,
     RMU,
     UNDIAL,
+    Extrapolate,
     FineTune,
     GradDiff,
     GradientAscent,
@@ -50,6 +51,7 @@ OWN: dict[str, Method] = {
 GENERAL: dict[str, Method] = {
     "Retrain": Retrain(),
     "FineTune": FineTune((Stage(0.01, steps=3),), batch_size=8),
+    "Extrapolate": Extrapolate(learning_rate=1e-3, epochs=1, batch_size=8),
     "GradientAscent": GradientAscent(1e-3, epochs=2, batch_size=4),
     "NegGradPlus": NegGradPlus(epochs=1, batch_size=4),
 }

@@ -30,7 +30,7 @@ from expunge.methods import (
     BadTeacher,
     BoundaryExpand,
     BoundaryShrink,
-    ExtrapolatedTuning,
+    Extrapolate,
     FineTune,
     FisherForgetting,
     GradientAscent,
@@ -45,13 +45,14 @@ from expunge.methods import (
     RandomLabel,
     Retrain,
     SalUn,
+    SelectiveReset,
 )
 from expunge.storage import digest_model
 from expunge.training import Algorithm, Optimizer, Term
 
 METHODS: dict[str, Method] = {
     "Retrain": Retrain(),
-    "ExtrapolatedTuning": ExtrapolatedTuning(learning_rate=0.003, epochs=2, batch_size=16),
+    "Extrapolate": Extrapolate(learning_rate=0.003, epochs=2, batch_size=16),
     "FineTune": FineTune((Stage(0.01), Stage(0.005, steps=2)), batch_size=32, retain_per_class=15),
     "GradientAscent": GradientAscent(1e-3, epochs=2, batch_size=16),
     "NegGradPlus": NegGradPlus(epochs=1, batch_size=16),
@@ -70,6 +71,8 @@ METHODS: dict[str, Method] = {
     "BoundaryShrink": BoundaryShrink(learning_rate=1e-3, epochs=1, batch_size=16),
     "BoundaryExpand": BoundaryExpand(1e-3, epochs=1, batch_size=16),
     "NoiseAndDistil": NoiseAndDistil(epochs=1, batch_size=32),
+    "SelectiveReset": SelectiveReset(epochs=1, learning_rate=0.02, batch_size=32),
+    "SelectiveReset example": SelectiveReset(epochs=1, share=0.1, estimate="example", batch_size=32),
     "UNSIR": UNSIR(noise_images=8, noise_steps=4, noise_repeats=2, retain_per_class=15, batch_size=32),
     "UNSIR paper": UNSIR.preset(  # the published penalty lets the noise learn nothing on inputs as small as these
         "paper", noise_images=8, noise_steps=4, noise_penalty=1, noise_repeats=3, retain_per_class=15, batch_size=32
@@ -109,7 +112,7 @@ def test_forgets_on_every_shape_of_model(method: Method, shape: str, trained: Ca
 
 # Numbers below 1 that mean something: a weight of nothing, by design.
 ACCEPTED = {
-    ("ExtrapolatedTuning", "weight_decay", 0),
+    ("Extrapolate", "weight_decay", 0),
     ("FineTune", "weight_decay", 0),
     ("NegGradPlus", "weight_decay", 0),
     ("EMMN", "noise_penalty", 0),
@@ -122,6 +125,8 @@ ACCEPTED = {
     ("CFK", "weight_decay", 0),
     ("L1Sparse", "weight_decay", 0),
     ("L1Sparse", "plain_epochs", 0),
+    ("SelectiveReset", "distilled", 0),
+    ("SelectiveReset", "weight_decay", 0),
 }
 
 
@@ -318,7 +323,7 @@ SEEDS = range(5)
 
 CANARIES: dict[str, Method] = {
     "Retrain": Retrain(),
-    "ExtrapolatedTuning": ExtrapolatedTuning(learning_rate=0.003, epochs=2, batch_size=16),
+    "Extrapolate": Extrapolate(learning_rate=0.003, epochs=2, batch_size=16),
     "FineTune": FineTune((Stage(0.01, epochs=6),), algorithm=Algorithm.ADAM, batch_size=32),
     "GradientAscent": GradientAscent(0.01, epochs=10, batch_size=16),
     "NegGradPlus": NegGradPlus(0.8, 0.05, epochs=5, batch_size=32),
@@ -337,6 +342,7 @@ CANARIES: dict[str, Method] = {
     "BoundaryShrink": BoundaryShrink(learning_rate=0.01, epochs=10, batch_size=16),
     "BoundaryExpand": BoundaryExpand(0.01, epochs=10, batch_size=16),
     "NoiseAndDistil": NoiseAndDistil(learning_rate=0.01, epochs=5, batch_size=16),
+    "SelectiveReset": SelectiveReset(epochs=8, learning_rate=0.05, batch_size=16),
     "UNSIR": UNSIR.preset(  # as many steps of repair as published, with fewer examples a step
         "paper", noise_images=16, noise_penalty=1, noise_repeats=4, retain_per_class=30, repair_epochs=4, batch_size=8
     ),

@@ -138,7 +138,7 @@ def test_refusals_change_nothing() -> None:
     before = pickle.dumps(model)
     for error, words, request in [
         (AlreadyForgottenError, "deleted before", {"indices": [0]}),
-        (AlreadyForgottenError, "deleted from this state before", {"X": WINE[:1], "y": NAMES[:1]}),
+        (UnknownRowError, "no longer, among the", {"X": WINE[:1], "y": NAMES[:1]}),
         (UnknownRowError, "never in training", {"X": WINE[1:2] + 0.1, "y": NAMES[1:2]}),
         (LabelError, "none of the 3 classes", {"X": WINE[1:2], "y": ["rioja"]}),
         (ValueError, "NaN", {"X": WINE[1:2] * np.nan, "y": NAMES[1:2]}),

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
+from attacker import confirms
 from expunge import Amnesiac, Problem, split, unlearn
 from expunge.errors import (
-    AlreadyForgottenError,
     ForgetSetError,
     MissingNeedError,
     SettingError,
@@ -122,7 +122,7 @@ def test_the_next_state_serves_the_next_request_and_no_step_is_taken_twice() -> 
     second = unlearn(again, PLAIN, execution=tiny.QUIET)
     together = unlearn(asked(model, log, [4, 17]), PLAIN, execution=tiny.QUIET)
     assert torch.allclose(tiny.flat(second.model), tiny.flat(together.model), atol=1e-5)
-    with pytest.raises(AlreadyForgottenError):
+    with pytest.raises(UnknownRowError):
         unlearn(asked(second.model, second.state, [4]), PLAIN, execution=tiny.QUIET)
 
 
@@ -135,6 +135,18 @@ def test_it_is_saved_and_restored_to_the_bit(tmp_path: Path) -> None:
         unlearn(asked(model, each, [17]), PLAIN, execution=tiny.QUIET).record.result_digest for each in (log, loaded)
     )
     assert one == other
+
+
+def test_whoever_has_the_file_cannot_confirm_a_deleted_row(tmp_path: Path) -> None:
+    model, log = log_updates(recipe(), DATA, 3)
+    guess, other = ((DATA.tensors[0][[row]], DATA.tensors[1][[row]]) for row in (17, 4))
+    save_state(log, tmp_path)
+    assert confirms(tmp_path, *guess), "the attack works on a row that is there"
+    left = unlearn(asked(model, log, [17]), PLAIN, execution=tiny.QUIET).state
+    assert left is not None
+    save_state(left, tmp_path)
+    assert not confirms(tmp_path, *guess)
+    assert confirms(tmp_path, *other)
 
 
 def test_the_repair_trains_on_the_retain_set() -> None:

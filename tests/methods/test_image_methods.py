@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import restoring
 import tiny
@@ -26,10 +27,10 @@ from expunge import (
     unlearn,
 )
 from expunge.data import subset
-from expunge.errors import ForgetSetError
+from expunge.errors import ForgetSetError, SettingError, UnsupportedTaskError
 from expunge.image_models import Draw, MaskedAutoencoder
 from expunge.methods import (
-    ExtrapolatedTuning,
+    Extrapolate,
     FineTune,
     LatentRemap,
     MaxLoss,
@@ -40,8 +41,10 @@ from expunge.methods import (
 )
 from expunge.methods._extrapolation import FACTORS, largest_harmless, with_weights
 from expunge.methods._images import latent_distance, matched_noise, partners, step_draw
+from expunge.methods._neighbours import candidates_of, mean_of_nearest
 from expunge.problem import split
 from expunge.training import Algorithm, Run, over_batches
+from expunge.unlearning.overlap import require_apart
 
 SETTINGS: dict[str, Any] = {"learning_rate": 2e-3, "epochs": 5, "batch_size": 24}
 BASELINES: dict[str, Method] = {
@@ -241,7 +244,7 @@ def test_the_factor_found_is_recorded_and_acts(trained: Callable[..., Problem]) 
     problem = trained()
     for method in (
         LatentRemap.preset("oracle", **SETTINGS, tuning_epochs=5),
-        ExtrapolatedTuning(**SETTINGS),
+        Extrapolate(**SETTINGS),
     ):
         phase = unlearn(problem, method, execution=tiny.QUIET).record.phases[0]
         assert phase.name == "tune"
@@ -253,6 +256,76 @@ def test_the_factor_found_is_recorded_and_acts(trained: Callable[..., Problem]) 
             for c in (1.0, 4.0)
         )
         assert much > little, "further from the forget images"
+
+
+@pytest.mark.parametrize("chunk", [3, 64, 1000])
+def test_neighbours_are_those_of_a_plain_search(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("expunge.methods._neighbours._CHUNK", chunk)
+    draw = torch.Generator().manual_seed(5)
+    images, candidates = (torch.rand(count, 3, 8, 8, generator=draw) for count in (17, 130))
+    hidden = torch.rand(17, 1, 8, 8, generator=draw) < torch.linspace(0.1, 0.9, 17)[:, None, None, None]
+    found = mean_of_nearest(images, hidden, candidates, 5)
+    for image, mask, mean in zip(images, hidden[:, 0], found, strict=True):
+        distances = [float((image[:, ~mask] - other[:, ~mask]).double().square().sum()) for other in candidates]
+        nearest = sorted(range(len(candidates)), key=lambda place: distances[place])[:5]
+        assert torch.allclose(mean, candidates[nearest].mean(0), atol=1e-6, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(mean_of_nearest(images, hidden, candidates, 5), found)
+
+
+def test_candidates_are_held_images_chosen_by_the_runs_seed() -> None:
+    held = restoring.pictures(10, seed=2)
+    first, again, other = (candidates_of(Run(restoring.MAE, seed, tiny.QUIET), held, 12, 8) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    rows = {tuple(image.flatten().tolist()) for image in held.tensors[0]}
+    assert len(first.unique(dim=0)) == 12
+    assert {tuple(image.flatten().tolist()) for image in first} <= rows
+    with pytest.raises(SettingError, match="30 held images have no 31 neighbours"):
+        candidates_of(Run(restoring.MAE, 0, tiny.QUIET), held, 12, 31)
+
+
+def test_forget_images_are_restored_as_their_neighbours(trained: Callable[..., Problem]) -> None:
+    problem = trained()
+    task, images = problem.task, DATA.tensors[0]
+    hidden = task.hidden(problem.model, task.stack((images,)))
+
+    def errors(model: nn.Module) -> tuple[float, float]:
+        """Of forget images from the mean of their neighbours, and of held images from what the original drew."""
+        target = mean_of_nearest(images[:40], hidden[:40], images[40:], 8)
+        with torch.no_grad():
+            far = task.family.losses(model, images[:40], hidden[:40], Draw(0), target).mean()
+            before, after = (
+                task.family.predict(each, images[40:], hidden[40:], Draw(0)) for each in (problem.model, model)
+            )
+        return float(far), float(after.distance(before.values).mean())
+
+    method = LatentRemap.preset("neighbours", learning_rate=5e-3, epochs=15, batch_size=24)
+    gone, kept = errors(unlearn(problem, method, execution=tiny.QUIET).model)
+    idle = unlearn(problem, dataclasses.replace(method, forget_weight=1e-9), execution=tiny.QUIET)
+    assert gone < 0.5 * errors(problem.model)[0]
+    assert gone < 0.5 * errors(idle.model)[0], "what is held does not bring it there by itself"
+    assert kept < 0.01 * gone
+
+
+@pytest.mark.parametrize("family", ["masked tokens", "diffusion"])
+def test_a_mean_of_pictures_is_not_asked_of_models_that_say_no_pixels(family: str) -> None:
+    kind = restoring.FAMILIES[family]
+    with pytest.raises(UnsupportedTaskError, match="for models that say pixels"):
+        unlearn(restoring.problem(kind.build(), DATA, kind.task), LatentRemap.preset("neighbours", **SETTINGS))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"held": "none"}, "comes from held images"),
+        ({"neighbours": 0}, "neighbours"),
+        ({"neighbours": 9, "candidates": 8}, "candidates must be at least 9"),
+    ],
+)
+def test_a_search_that_can_find_nothing_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        LatentRemap.preset("neighbours", **settings)
 
 
 def test_a_saved_result_is_read_back_though_its_head_was_parted(trained: Callable[..., Problem], tmp_path: Any) -> None:
@@ -330,6 +403,43 @@ class _Given(Method):
 
     def apply(self, problem: Problem, run: Run) -> nn.Module:
         return run.frozen(MODELS[self.name])
+
+
+def test_a_proxy_that_holds_pictures_to_be_forgotten_is_refused_with_the_count() -> None:
+    problem = restoring.problem(restoring.vit_mae(), DATA)
+    proxy = restoring.pictures(10, seed=2)
+    images = proxy.tensors[0].clone()
+    images[[3, 7, 20]] = DATA.tensors[0][[0, 5, 5]]  # two pictures to be forgotten, one of them twice
+    images[25] = DATA.tensors[0][50]  # one that is kept
+    method = LatentRemap(**{**SETTINGS, "epochs": 1}, held="surrogate")
+    copied = dataclasses.replace(problem, surrogate=TensorDataset(images, proxy.tensors[1]))
+    said = r"2 of 40 pictures to be forgotten are also in the surrogate.*take 3 pictures out.*positions 3, 7, 20"
+    with pytest.raises(ForgetSetError, match=said):
+        unlearn(copied, method, execution=tiny.QUIET)
+    listed = [(image, label) for image, label in zip(images, proxy.tensors[1], strict=True)]
+    with pytest.raises(ForgetSetError, match=said):
+        unlearn(dataclasses.replace(problem, surrogate=listed), method, execution=tiny.QUIET)
+    images[[3, 7, 20]] += 1e-6
+    assert unlearn(copied, method, execution=tiny.QUIET).record.data["surrogate"].examples == 30
+
+
+def test_each_picture_is_read_once_to_compare_it() -> None:
+    read: list[int] = []
+
+    class Items:
+        def __init__(self, data: TensorDataset) -> None:
+            self.data = data
+
+        def __len__(self) -> int:
+            return len(self.data)
+
+        def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+            read.append(index)
+            return self.data[index]
+
+    problem = restoring.problem(restoring.vit_mae(), DATA, surrogate=Items(restoring.pictures(10, seed=2)))
+    require_apart(problem, Run(problem.task, 0, tiny.QUIET))
+    assert read == list(range(30))
 
 
 def test_classes_named_wrongly_are_refused() -> None:

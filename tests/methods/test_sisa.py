@@ -11,8 +11,9 @@ from torch.utils.data import Subset, TensorDataset
 
 import expunge
 import tiny
+from attacker import confirms
 from expunge import SISA, Problem, Regression, Sharded, Tier, split, unlearn
-from expunge.errors import AlreadyForgottenError, DataError, ForgetSetError, SettingError, StateError, UnknownRowError
+from expunge.errors import DataError, ForgetSetError, SettingError, StateError, UnknownRowError
 from expunge.networks import Aggregation, ShardedEnsemble, mlp
 from expunge.states import ShardState
 from expunge.storage import digest_model
@@ -163,6 +164,8 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert result.record.guarantee is Tier.EXACT
     assert any("tell which shards lost a row" in text for text in result.record.certificate.not_covered)
     result.save(tmp_path / "run")
+    for folder, there in (("state", True), ("run", False)):
+        assert confirms(tmp_path / folder, DATA.tensors[0][5:6], DATA.tensors[1][5:6]) is there
     restored = expunge.Unlearned.load(tmp_path / "run", request)
     assert same(restored.model, result.model)
     assert restored.state.digest() == result.state.digest()
@@ -177,7 +180,7 @@ def test_requests_that_cannot_be_met() -> None:
         with pytest.raises(error, match=words):
             unlearn(dataclasses.replace(request, **changes), SISA(), execution=tiny.QUIET)
 
-    refused(AlreadyForgottenError, "were deleted from this state before", model=result.model, state=result.state)
+    refused(UnknownRowError, "are not, or no longer, among the", model=result.model, state=result.state)
     refused(StateError, "belongs to another model, or to this one before", state=result.state)
     stranger = TensorDataset(DATA.tensors[0][:1] + 1, DATA.tensors[1][:1])
     refused(UnknownRowError, "never in training", forget=stranger)

@@ -14,7 +14,7 @@ from expunge.errors import OutputError, SavedModelError
 from expunge.methods import Tier
 from expunge.report import render, write_report
 from expunge.report.comparisons import MOST_GROUPS, shown_groups
-from expunge.report.figures import MOST_ANSWERS, MOST_LAYERS, MOST_ORACLES, pictures
+from expunge.report.figures import MOST_ANSWERS, MOST_LAYERS, MOST_ORACLES, _layer_labels, pictures
 from expunge.report.words import duration
 from expunge.unlearning import Record
 
@@ -264,6 +264,20 @@ def test_a_missing_part_becomes_a_sentence(record: Record, evidence: Evidence, p
     assert (without.elements["svg"], without.elements["figure"]) == (0, 9)
     assert sentence in words(without.text)
     assert "There are no findings." in words(without.text)
+
+
+def test_layers_are_told_apart_by_their_numbers_and_ends() -> None:
+    names = [f"vit.layers.{place}.attention.{part}" for place in (0, 11) for part in ("q_proj", "o_proj")]
+    names += ["decoder.decoder_layers.0.attention.q_proj", "fc"]
+    assert _layer_labels(names) == [
+        "vit…0.attention.q_proj",
+        "vit…0.attention.o_proj",
+        "vit.layers.11…q_proj",
+        "vit.layers.11…o_proj",
+        "decoder…0…q_proj",
+        "fc",
+    ]
+    assert _layer_labels(["net.0.weight", "net.2.weight"]) == ["0.weight", "2.weight"]
 
 
 def test_measures_without_an_original_are_drawn_without_it(record: Record, evidence: Evidence) -> None:

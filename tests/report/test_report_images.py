@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from expunge.audit import embedding_map
+from expunge.audit.embedding_map import MOST_POINTS, embedded, places_of
 from expunge.errors import DataError, SettingError, ShapeError
 from expunge.report.drawing import Picture
-from expunge.report.images import MOST_POINTS, MOST_ROWS, embedded, embedding_figure, grid_figure, hidden_input
+from expunge.report.images import MOST_ROWS, embedding_figure, grid_figure, hidden_input, places_figure
 
 NAMES = ("input", "original", "unlearned", "oracle", "truth")
 
@@ -134,7 +136,7 @@ def test_groups_that_lie_apart_stay_apart() -> None:
 
 
 def test_many_points_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("expunge.report.images.MOST_POINTS", 30)
+    monkeypatch.setattr(embedding_map, "MOST_POINTS", 30)
     found = embedded(clouds() | {"truth": torch.randn(20, 6)})
     assert [len(points) for points in found.values()] == [12, 12, 6]
     assert MOST_POINTS == 1500
@@ -155,6 +157,32 @@ def test_embeddings_that_cannot_be_placed_are_refused() -> None:
         embedded({"one": torch.rand(9, 3)})
     with pytest.raises(DataError, match="NaN or infinity"):
         embedded({"one": torch.full((20, 3), torch.inf)})
+    with pytest.raises(DataError, match="all embeddings are the same"):
+        embedded({"one": torch.ones(20, 3)})
+
+
+def test_models_have_a_panel_each_in_one_plane() -> None:
+    models = {name: clouds(8)["unlearned"] for name in ("original", "unlearned", "oracle")}
+    far = {name: table + 30 for name, table in models.items()}
+    found = places_of({"holdout": models, "holdout, forgotten kind": far}, "pixels", 0)
+    assert found is not None
+    assert {each: [len(points) for points in places.values()] for each, places in found.places.items()} == {
+        "holdout": [8, 8, 8],
+        "holdout, forgotten kind": [8, 8, 8],
+    }
+    figure = places_figure(found)
+    assert figure.svg is not None
+    assert all(f">{name}<" in figure.svg for name in models)
+    assert "holdout 8 pictures; holdout, forgotten kind 8 pictures" in figure.caption
+    assert "by pixels" in figure.caption
+    assert {"#d55e00", "#0072b2"} <= set(re.findall(r"#[0-9a-f]{6}", figure.svg))
+    assert places_figure(found) == figure
+
+
+def test_what_shows_no_neighbourhoods_is_not_placed() -> None:
+    assert places_of({}, "pixels", 0) is None
+    assert places_of({"holdout": {"oracle": torch.rand(9, 3)}}, "pixels", 0) is None
+    assert places_of({"holdout": {"oracle": torch.ones(20, 3)}}, "pixels", 0) is None
 
 
 def _bytes(picture: Tensor) -> np.ndarray:

@@ -14,9 +14,9 @@ from torch.utils.data import TensorDataset
 
 import heads
 import tiny
+from attacker import confirms
 from expunge import Classification, load_state, record, save_state, split
 from expunge.errors import (
-    AlreadyForgottenError,
     ConvergenceError,
     CurvatureError,
     ForgetSetError,
@@ -33,7 +33,7 @@ from expunge.networks import ClippedFeatures
 from expunge.states import STATE_FILE, CurvatureState, HeadLoss, base, digest_state, fit_head, head_rows
 from expunge.states.head import ledger_rows
 from expunge.states.solving import cholesky, conjugate_gradients, require_positive_definite
-from expunge.storage import digest_tensors
+from expunge.storage import digest_tensors, read_tensors, write_tensors
 
 ROOT = Path(__file__).parents[2]
 DATA = heads.data()
@@ -112,8 +112,24 @@ def test_it_is_saved_for_the_owner_alone_and_read_back(tmp_path: Path) -> None:
     assert isinstance(loaded, CurvatureState)
     assert loaded.digest() == state.digest()
     assert (loaded.settings, loaded.notes()) == (state.settings, state.notes())
-    with pytest.raises(AlreadyForgottenError):
+    with pytest.raises(UnknownRowError):
         without(model, loaded, split(DATA, indices=[3]).forget)
+
+
+def test_whoever_has_the_file_cannot_confirm_a_deleted_row(tmp_path: Path) -> None:
+    model, state = recorded()
+    guess = DATA.tensors[0][3:4], DATA.tensors[1][3:4]
+    save_state(state, tmp_path)
+    assert confirms(tmp_path, *guess), "the attack works on a row that is there"
+    path = save_state(without(model, state, split(DATA, indices=[3, 8]).forget), tmp_path)
+    assert not confirms(tmp_path, *guess)
+    assert confirms(tmp_path, DATA.tensors[0][4:5], DATA.tensors[1][4:5])
+    tensors, notes = read_tensors(path)
+    digest = state.rows.digests(*guess)  # as versions before kept it
+    write_tensors(path, tensors | {"rows.removed": digest}, notes)
+    assert confirms(tmp_path, *guess)
+    save_state(load_state(tmp_path), tmp_path)
+    assert not confirms(tmp_path, *guess)
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
@@ -134,17 +150,17 @@ def test_two_states_of_the_same_data_cannot_be_linked() -> None:
     assert not set(first.rows.present.tolist()) & set(second.rows.present.tolist())
 
 
-def test_rows_that_were_never_in_training_are_told_from_those_deleted_before() -> None:
+def test_rows_that_are_not_there_are_refused_whether_deleted_or_never_in_training() -> None:
     model, state = recorded()
     parts = split(DATA, indices=[1, 2])
     stranger = row(DATA.tensors[0][1] + 1e-6, int(DATA.tensors[1][1]))
-    with pytest.raises(UnknownRowError, match=r"1 of the 1 forget rows are not among the 120 rows of this state"):
+    with pytest.raises(UnknownRowError, match="1 of the 1 forget rows are not, or no longer, among the 120 rows"):
         without(model, state, stranger)
     relabelled = row(DATA.tensors[0][1], 3 - int(DATA.tensors[1][1]))
     with pytest.raises(UnknownRowError):
         without(model, state, relabelled)
     left = without(model, state, parts.forget)
-    with pytest.raises(AlreadyForgottenError, match="1 of the 1 forget rows were deleted from this state before"):
+    with pytest.raises(UnknownRowError, match="1 of the 1 forget rows are not, or no longer, among the 118 rows"):
         without(model, left, split(DATA, indices=[2]).forget)
     twice = TensorDataset(DATA.tensors[0][[7, 7]], DATA.tensors[1][[7, 7]])
     with pytest.raises(UnknownRowError, match="more copies of a row"):
@@ -159,7 +175,7 @@ def test_copies_are_deleted_one_by_one() -> None:
     assert isinstance(state, CurvatureState)
     first = split(doubled, indices=[0]).forget
     state = without(model, without(model, state, first), split(doubled, indices=[120]).forget)
-    with pytest.raises(AlreadyForgottenError):
+    with pytest.raises(UnknownRowError):
         without(model, state, first)
 
 

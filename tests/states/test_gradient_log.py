@@ -671,3 +671,21 @@ def test_the_index_names_nothing_but_places(folder: Path) -> None:
     lines = (folder / "index.jsonl").read_text().splitlines()
     assert all(len(json.loads(line.split("\t")[0])) == 8 for line in lines)
     assert "input_ids" not in (folder / "log.json").read_text()
+
+
+def test_what_a_killed_deletion_left_goes_with_the_next(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    model, data = network(), text()
+    log, _ = train(GradientLog.create(folder, model, TASK, data), model, data)
+    gone = [each for each in range(EXAMPLES) if each != 3]  # few are left, so that what was half done is longer
+    others = [bytes(log.store.read(each)) for each in log.store.records if each.example in gone]
+    with monkeypatch.context() as patch:
+        patch.setattr("expunge.states.gradient_store.write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            GradientLog.open(folder).delete([1])
+    assert len(list(folder.glob("chunk-*.bin"))) == 2
+    after = GradientLog.open(folder).delete(gone)
+    assert not [path for path in folder.iterdir() for each in others if each in path.read_bytes()]
+    assert after.ids_left() == [3]

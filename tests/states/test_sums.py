@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import expunge
+from attacker import confirms
 from expunge import Classification, Regression
 from expunge.errors import (
-    AlreadyForgottenError,
     CurvatureError,
     DataError,
     ForgetSetError,
@@ -39,6 +39,8 @@ from expunge.states import (
     NaiveBayesStatistics,
     RidgeStatistics,
     SufficientStatistics,
+    load_state,
+    save_state,
 )
 
 ROWS, FEATURES, CLASSES = 240, 5, 3
@@ -212,6 +214,25 @@ def test_the_discriminant_is_scikit_learns() -> None:
 
 
 @by_kind
+def test_whoever_has_the_file_cannot_confirm_a_deleted_row(kind: str, tmp_path: Path) -> None:
+    x, t = rows()
+    held = KINDS[kind](x, t)
+    save_state(held, tmp_path)
+    assert confirms(tmp_path, x[:1], t[:1]), "the attack works on a row that is there"
+    save_state(held.without(x[:2], t[:2]), tmp_path)
+    assert not confirms(tmp_path, x[:1], t[:1])
+    assert confirms(tmp_path, x[2:3], t[2:3])
+    left = load_state(tmp_path)
+    assert isinstance(left, SufficientStatistics)
+    refusals = set[str]()
+    for deleted_or_stranger in (x[:1], x[:1] + 1):
+        with pytest.raises(UnknownRowError) as refused:
+            left.without(deleted_or_stranger, t[:1])
+        refusals.add(str(refused.value))
+    assert len(refusals) == 1, "neither do words tell one from the other"
+
+
+@by_kind
 def test_rows_that_cannot_be_taken_away(kind: str) -> None:
     x, t = rows()
     held = KINDS[kind](x, t)
@@ -222,7 +243,7 @@ def test_rows_that_cannot_be_taken_away(kind: str) -> None:
         held.without(x[:1], t[:1].roll(1, 1))
     with pytest.raises(UnknownRowError):
         held.without(x[[0, 0]], t[[0, 0]])
-    with pytest.raises(AlreadyForgottenError):
+    with pytest.raises(UnknownRowError, match=r"not, or no longer, among the .* were deleted before"):
         held.without(x[:1], t[:1]).without(x[:1], t[:1])
     with pytest.raises(ShapeError, match="have 4 features and 3 columns of targets, where 5 and 3 were recorded"):
         held.without(x[:1, :4], t[:1])

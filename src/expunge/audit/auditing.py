@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 from torch import nn
 
 from expunge.audit import examples
@@ -19,7 +18,7 @@ from expunge.audit.distances import answers, layer_distances
 from expunge.audit.evidence import Cost, Estimate, Evidence, Interval
 from expunge.audit.feature_networks import FeatureNetwork
 from expunge.audit.gallery import Gallery
-from expunge.audit.image_figures import PictureGrid, Restoration
+from expunge.audit.image_figures import EmbeddingPlaces, PictureGrid, Restoration
 from expunge.audit.measuring import Announce, portrayed
 from expunge.audit.membership import FEWEST_SHADOWS, HOLDOUT
 from expunge.audit.notes import Conditions, conditions_of
@@ -35,7 +34,6 @@ from expunge.problem import Problem
 from expunge.training import Execution, Run, reproducible
 from expunge.unlearning import Record, Unlearned
 
-_SETTINGS = TypeAdapter(AuditSettings)
 _MOST_SUBGROUPS = 50
 
 
@@ -162,12 +160,13 @@ class References:
             notes=[*self.conditions.notes, *comparison.notes(), *warnings],
             restorations=self._restorations(portrait),
             grid=self._grid(portrait),
+            embeddings=self._embeddings(portrait),
             answers=answers(
                 task, portrait.outputs, self.original.outputs, [oracle.outputs for oracle in self.portraits], seed
             ),
             layers=layer_distances(unlearned.model, self.problem.model, self.oracles.models),
             cost=_cost(unlearned.record, list(self.oracles.seconds), expected=self.oracles.together),
-            settings=_SETTINGS.dump_python(self.settings, mode="json") | self._models(),
+            settings=self._described(),
             seed=seed,
             result_digest=unlearned.record.result_digest,
         )
@@ -185,9 +184,16 @@ class References:
         model = self.sitting.run.frozen(self.problem.model)
         return gallery.side_by_side(model, unlearned.restored, self.original.restored, oracle)
 
-    def _models(self) -> dict[str, Any]:
+    def _embeddings(self, unlearned: Portrait) -> EmbeddingPlaces | None:
+        gallery, oracle = self.sitting.gallery, self.portraits[0].restored
+        if gallery is None or oracle is None or unlearned.restored is None or self.original.restored is None:
+            return None
+        return gallery.places(unlearned.restored, self.original.restored, oracle)
+
+    def _described(self) -> dict[str, Any]:
         shadows = len(self.shadows.models) if self.shadows else 0
-        return {"oracles": len(self.portraits), "shadows": shadows, "subgroups": list(self.subgroups)}
+        models = {"oracles": len(self.portraits), "shadows": shadows, "subgroups": list(self.subgroups)}
+        return self.settings.described(pictures=self.sitting.gallery is not None) | models
 
 
 def audit(

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from expunge.errors import OutputError, SavedModelError
+from expunge.errors import ExpungeWarning, OutputError, SavedModelError
 from expunge.storage import (
     claimed,
     ensure_writable,
@@ -217,7 +217,9 @@ def _key_in(folder: Path) -> bytes:
             if len(key) == _KEY_BYTES:
                 return key
             warnings.warn(
-                f"the key {path} is damaged and is replaced; what was cached under it is trained again", stacklevel=3
+                f"the key {path} is damaged and is replaced; what was cached under it is trained again",
+                ExpungeWarning,
+                stacklevel=3,
             )
             path.unlink(missing_ok=True)
         return write_once(path, secrets.token_bytes(_KEY_BYTES))
@@ -230,4 +232,4 @@ def _key_in(folder: Path) -> bytes:
 
 def _discard(path: Path, reason: str) -> None:
     path.unlink(missing_ok=True)
-    warnings.warn(f"the cached entry {path.name} is discarded and made again: {reason}", stacklevel=4)
+    warnings.warn(f"the cached entry {path.name} is discarded and made again: {reason}", ExpungeWarning, stacklevel=4)

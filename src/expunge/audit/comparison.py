@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from expunge.audit.decision import Spread, harmful_gap, settle
 from expunge.audit.distances import mean_divergence, tug_of_war
 from expunge.audit.evidence import Aspect, AttackFigures, Curve, Estimate, Measure, Membership, Side
+from expunge.audit.gallery import Restored
 from expunge.audit.intervals import Interval
 from expunge.audit.membership import HOLDOUT, RETAIN, RMIA, U_LIRA, Attack, Attackers
 from expunge.audit.neighbours import NEIGHBOURS
@@ -32,12 +33,14 @@ Figure = Callable[[Portrait], Quantity]
 class Scale(Enum):
     """What a figure is, for what counts as a difference and what as equivalent.
 
-    A figure that only finds differences says nothing of equivalence and has no limit.
+    A figure that only finds differences says nothing of equivalence and has no limit; so do logarithms of errors,
+    whose equivalence a share of the same errors tests.
     """
 
     SHARE = auto()
     SHARE_AFTER = auto()
     FINDS_ONLY = auto()
+    RATIO = auto()
     NATS = auto()
 
 
@@ -63,6 +66,7 @@ class Comparison:
         """All figures on whole sets; half of the error rate is theirs."""
         figures = [
             *self._qualities(),
+            *self._restorations(),
             *self._divergences(),
             *self._disagreements(),
             self._tug_of_war(),
@@ -138,6 +142,23 @@ class Comparison:
             return mean_of(portrait.sets[name].quality[quality][chosen], self.seed)
 
         return self._measure(quality, on, aspect, figure)
+
+    def _restorations(self) -> Iterator[Measure]:
+        """How near what is restored of forget images comes to the truth, as logarithms, where images are restored."""
+        if self.original.restored is None:
+            return
+
+        def closeness(portrait: Portrait) -> Quantity:
+            return mean_of(portrait.sets[FORGET].signals, self.seed, share=False)
+
+        yield self._measure("restoration, -log error", FORGET, Aspect.FORGETTING, closeness, Scale.RATIO)
+        if self.original.restored.frechet is not None:
+
+            def frechet(portrait: Portrait) -> Quantity:
+                return cast(Quantity, cast(Restored, portrait.restored).frechet)
+
+            name = "restoration, -log Fréchet distance"
+            yield self._measure(name, FORGET, Aspect.FORGETTING, frechet, Scale.RATIO)
 
     def _divergences(self) -> list[Measure]:
         def from_oracles(portrait: Portrait) -> Quantity:
@@ -300,11 +321,13 @@ class Comparison:
             Scale.SHARE: (margins.share, margins.equivalent_share),
             Scale.SHARE_AFTER: (margins.share, margins.equivalent_after),
             Scale.FINDS_ONLY: (margins.share, None),
+            Scale.RATIO: (margins.ratio, None),
             Scale.NATS: (margins.divergence, margins.equivalent_divergence),
         }[scale]
         spread = Spread(oracles, resolution, leave_one_out=aspect is Aspect.DISTANCE)
         p_value = spread.p_value(unlearned.value, margin)
-        largest = np.inf if scale is Scale.NATS else 1.0
+        smallest = -np.inf if scale is Scale.RATIO else 0.0
+        largest = np.inf if scale in (Scale.NATS, Scale.RATIO) else 1.0
         return Measure(
             name=name,
             on=on,
@@ -312,7 +335,7 @@ class Comparison:
             unlearned=unlearned,
             original=original,
             oracles=oracles,
-            band=spread.band((0.0, largest)),
+            band=spread.band((smallest, largest)),
             margin=margin,
             limit=limit,
             p_value=p_value,

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 
 from expunge.audit.attack_scores import AttackEvaluation
 from expunge.audit.fairness import Fairness
-from expunge.audit.image_figures import PictureGrid, Restoration
+from expunge.audit.image_figures import EmbeddingPlaces, PictureGrid, Restoration
 from expunge.audit.intervals import Estimate, Interval, Part
 from expunge.audit.margins import ExamplePercentiles, MarginDivergence
 from expunge.audit.reconstruction import Reconstruction
@@ -302,9 +302,11 @@ class Evidence(Part):
             than a linear head differs.
         fairness: By name of a subgroup, figures by its values before and after; for tasks of two classes, where
             fairlearn is installed.
-        restorations: Of image-to-image models, figures of what is restored by set; empty for other tasks. They are
-            shown and not judged.
+        restorations: Of image-to-image models, figures of what is restored by set; empty for other tasks. Error and
+            Fréchet distance of the forget set are judged too, as logarithms, among the measures.
         grid: A few pictures and what the models make of them, where the audit was asked to keep some.
+        embeddings: Where the features of what models restore lie in one plane, under the same condition and where there
+            is a feature network.
         answers: Prediction distribution on the forget set; absent where a task has no kinds of answer.
         layers: Weight distances.
         cost: Beside retraining.
@@ -330,6 +332,7 @@ class Evidence(Part):
     fairness: dict[str, Fairness] = Field(default_factory=dict[str, Fairness])
     restorations: list[Restoration] = Field(default_factory=list[Restoration])
     grid: PictureGrid | None = None
+    embeddings: EmbeddingPlaces | None = None
     answers: Answers | None
     layers: list[LayerDistance]
     cost: Cost

@@ -7,10 +7,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from expunge.audit.embedding_map import places_of
 from expunge.audit.feature_networks import FeatureNetwork
-from expunge.audit.image_figures import FrechetVariant, ImageMeasures, PictureGrid, Restoration, Shown
-from expunge.audit.images import against_oracles, fewest_pictures, measure_images, require_enough
+from expunge.audit.image_figures import (
+    FORGOTTEN_KIND,
+    EmbeddingPlaces,
+    FrechetVariant,
+    ImageMeasures,
+    PictureGrid,
+    Restoration,
+    Shown,
+)
+from expunge.audit.images import (
+    against_oracles,
+    fewest_pictures,
+    frechet_closeness,
+    measure_images,
+    require_enough,
+)
 from expunge.audit.settings import PictureSettings
+from expunge.audit.statistics import Quantity
 from expunge.data import MapDataset, subset
 from expunge.errors import MissingNeedError
 from expunge.tasks import ImageToImage
@@ -18,8 +34,9 @@ from expunge.tasks.image_to_image import ImageBatch
 from expunge.training import Run, over_batches
 from expunge.training.seeds import generator
 
-FORGOTTEN_KIND = "holdout, forgotten kind"
-MOST_SHOWN = 8
+MOST_SHOWN, MOST_PLACED = 8, 100
+
+HOLDOUT = "holdout"
 
 _GREY = 0.5
 
@@ -31,10 +48,14 @@ class Restored:
     Attributes:
         measures: Of each set by name.
         shown: Of the pictures of the grid: (pictures, channels, height, width); None without a grid.
+        frechet: Negative logarithm of the Fréchet distance of the forget set; None where it is not measured.
+        embeddings: Features of some pictures by set, where their places are asked for: (pictures, features).
     """
 
     measures: Mapping[str, ImageMeasures]
     shown: Tensor | None
+    frechet: Quantity | None
+    embeddings: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -83,7 +104,7 @@ class Gallery:
                 else:
                     require_enough(len(data), width, settings.variant)
         # of the holdout, those of the kind that is to be forgotten tell most
-        shown = None if settings.grid is None else parts.get(FORGOTTEN_KIND if settings.grid == "holdout" else "")
+        shown = None if settings.grid is None else parts.get(FORGOTTEN_KIND if settings.grid == HOLDOUT else "")
         if settings.grid is not None:
             shown = _drawn(run, "grid", parts[settings.grid] if shown is None else shown, MOST_SHOWN)
         return cls(run, run.task, chosen, frozenset(small), network, settings.variant, shown, settings.grid)
@@ -91,11 +112,40 @@ class Gallery:
     def restore(self, model: nn.Module) -> Restored:
         """Let one model restore all of them."""
         measures: dict[str, ImageMeasures] = {}
+        embeddings: dict[str, Tensor] = {}
+        frechet: Quantity | None = None
         for name, data in self.sets.items():
             restored, truth, hidden = self._seen(model, data)
             network = None if name in self.small else self.network
-            measures[name] = measure_images(restored, truth, hidden, network=network, variant=self.variant)
-        return Restored(measures, None if self.grid is None else self._seen(model, self.grid)[0])
+            features = None if network is None else (network.embed(restored), network.embed(truth))
+            measures[name] = measure_images(
+                restored, truth, hidden, network=network, variant=self.variant, features=features
+            )
+            if features is not None and name == "forget":
+                frechet = frechet_closeness(*features, self.variant)
+            if self.network is not None and name in self.placed:
+                rows = torch.linspace(0, len(restored) - 1, min(len(restored), MOST_PLACED)).long()
+                embeddings[name] = self.network.embed(restored[rows])
+        shown = None if self.grid is None else self._seen(model, self.grid)[0]
+        return Restored(measures, shown, frechet, embeddings)
+
+    @property
+    def placed(self) -> list[str]:
+        """Sets whose places evidence keeps: the one whose pictures it keeps, and the holdout beside it.
+
+        A place tells something of an example, so those of a training set are kept on the same demand as its pictures.
+        """
+        if self.shows is None:
+            return []
+        return [name for name in self.sets if name in (self.shows, HOLDOUT, FORGOTTEN_KIND)]
+
+    def places(self, unlearned: Restored, original: Restored, oracle: Restored) -> EmbeddingPlaces | None:
+        """Where what they restore lies in one plane; None without a network, or where none is to be shown."""
+        models = {"original": original, "unlearned": unlearned, "oracle": oracle}
+        if self.network is None or not self.placed:
+            return None
+        by_set = {name: {model: each.embeddings[name] for model, each in models.items()} for name in self.placed}
+        return places_of(by_set, self.network.name, self.run.seed)
 
     def compared(self, unlearned: Restored, original: Restored, oracles: Sequence[Restored]) -> list[Restoration]:
         """The figures of every set, beside those of the oracles."""
@@ -134,7 +184,7 @@ class Gallery:
 def _parts(task: ImageToImage, sets: Mapping[str, MapDataset]) -> Iterator[tuple[str, MapDataset]]:
     """Each set; of the holdout what is kept apart from what is of a kind that only the forget set has."""
     for name, data in sets.items():
-        labels, gone = task.labels_of(data) if name == "holdout" else None, _gone(task, sets)
+        labels, gone = task.labels_of(data) if name == HOLDOUT else None, _gone(task, sets)
         if labels is None or not len(gone):
             yield name, data
             continue

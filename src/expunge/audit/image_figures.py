@@ -18,6 +18,10 @@ FrechetVariant = Literal["plain", "shrunk", "projected"]
 
 Shown = Literal["holdout", "forget", "retain"]
 
+FORGOTTEN_KIND = "holdout, forgotten kind"
+FORGOTTEN = ("forget", FORGOTTEN_KIND)
+"""Names of the sets of what is to be forgotten."""
+
 
 class ImageMeasures(Part):
     """Figures of a set of pictures that a model restored, beside the true ones.
@@ -82,6 +86,18 @@ class Restoration(Part):
     unlearned: ImageMeasures
     original: ImageMeasures
     beside: dict[str, BesideOracles]
+
+
+class EmbeddingPlaces(Part):
+    """Where the features of what models restore lie in one plane (t-SNE), without the pictures.
+
+    Attributes:
+        feature_network: Whose features.
+        places: By set and model, of the same pictures in the same order for each model.
+    """
+
+    feature_network: str
+    places: dict[str, dict[str, list[tuple[float, float]]]]
 
 
 class PictureGrid(Part):

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import get_args
+from typing import Any, get_args
+
+from pydantic import TypeAdapter
 
 from expunge.audit.image_figures import FrechetVariant, Shown
 from expunge.audit.relearning import Relearning
@@ -20,6 +22,7 @@ class Margins:
         equivalent_share: A difference of shares up to which a model counts as equivalent to retraining.
         equivalent_after: The same for shares after a model was trained again or probed, which vary more.
         equivalent_divergence: The same for divergences, in nats.
+        ratio: A difference of logarithms of errors of images that is never held against a model; .05 is one in twenty.
         error_rate: Chance that a retrained model would show any deviation at all.
         power: Each measure states the smallest difference that it finds with this probability.
     """
@@ -29,12 +32,13 @@ class Margins:
     equivalent_share: float = 0.1
     equivalent_after: float = 0.2
     equivalent_divergence: float = 0.03
+    ratio: float = 0.05
     error_rate: float = 0.05
     power: float = 0.8
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require_at_least(self, 0, "share", "divergence")
+        require_at_least(self, 0, "share", "divergence", "ratio")
         require_positive(self, "equivalent_share", "equivalent_after", "equivalent_divergence")
         require_between(self, 0, 1, "error_rate", "power")
 
@@ -48,7 +52,8 @@ class PictureSettings:
         variant: Of the Fréchet distance, where there is a feature network; see `expunge.audit.images`.
         grid: A few pictures of this set stay in the evidence, side by side with what the models make of them, and the
             report shows them; those of the forget and of the retain set are then personal data, and the evidence must
-            be kept and deleted like them.
+            be kept and deleted like them. Where there is a feature network, so do the places of up to 100 pictures of
+            this set and of the holdout in a plane (t-SNE).
     """
 
     count: int = 2000
@@ -90,6 +95,11 @@ class AuditSettings:
         require_whole(self, "neighbours", least=0)
         if any(not 2 <= bits <= 16 for bits in self.bits):
             raise SettingError(f"bits must lie between 2 and 16, not {self.bits}")
+
+    def described(self, *, pictures: bool) -> dict[str, Any]:
+        """As evidence keeps them, without those of pictures where the task has none."""
+        left_out = None if pictures else {"pictures": True, "margins": {"ratio"}}
+        return TypeAdapter(AuditSettings).dump_python(self, mode="json", exclude=left_out)
 
 
 class Level(StrEnum):

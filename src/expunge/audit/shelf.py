@@ -14,7 +14,7 @@ from expunge.audit.cache import Cache
 from expunge.audit.data_names import DataNames
 from expunge.audit.executors import Finished, TrainingJob, processes_here
 from expunge.audit.identity import recipe_name, structure_name
-from expunge.errors import DataError, OutputError, ReferenceModelError
+from expunge.errors import DataError, ExpungeWarning, OutputError, ReferenceModelError
 from expunge.problem import Recipe
 from expunge.training import Supervised, reproducible, seed_globals
 
@@ -126,7 +126,7 @@ class Shelf:
             return
         self.notes.append(note)
         if warn:
-            warnings.warn(note, stacklevel=4)
+            warnings.warn(note, ExpungeWarning, stacklevel=4)
 
 
 def _filled(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:

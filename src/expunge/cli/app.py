@@ -2,19 +2,21 @@
 
 import json
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from expunge.cli.processes import is_main_process
-from expunge.errors import ExpungeError, JobError
+from expunge.errors import ExpungeError, ExpungeWarning, JobError
 
 if TYPE_CHECKING:  # each command imports what it needs: torch takes seconds, which --version and --help need not
     from expunge.cli.runs import Outcome
@@ -27,7 +29,8 @@ class _Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _warnings_as_notes():
+                return super().invoke(ctx)
         except KeyboardInterrupt as error:
             again = "; the same command with --resume goes on" if ctx.info_name == "run" else ""
             _complain(f"interrupted{again}")
@@ -41,7 +44,56 @@ class _Command(TyperCommand):
             raise typer.Exit(2 if isinstance(error, ExpungeError) else 1) from error
 
 
+_UsageError = cast("type[Exception]", typer.BadParameter.__base__)  # typer names it in no place of its own
+
+
+class _Commands(TyperGroup):
+    """Turns what a command cannot be started with into one line of the same kind."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        if not args:  # shows the help, by an error of its own
+            return super().make_context(info_name, args, parent, **extra)
+        with _one_line():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _one_line():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _one_line() -> Generator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        said: Any = error
+        where = f"; see `{said.ctx.command_path} --help`" if said.ctx is not None else ""
+        _complain(f"error: {' '.join(said.format_message().split()).rstrip('.')}{where}")
+        raise typer.Exit(2) from error
+
+
+@contextmanager
+def _warnings_as_notes() -> Generator[None]:
+    """Print warnings of this library as notes, each once; those of others stay as they are."""
+    told = set[str]()
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+            if not issubclass(category, ExpungeWarning):
+                others(message, category, *rest, **named)
+            elif str(message) not in told:
+                told.add(str(message))
+                text = " ".join(str(message).split())
+                _complain(f"Note: {text[:1].upper()}{text[1:]}", colour="yellow")
+
+        warnings.showwarning = show
+        warnings.filterwarnings("always", category=ExpungeWarning)
+        yield
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Remove the influence of chosen training data from a trained model, and measure how far that worked.",
     no_args_is_help=True,
     add_completion=False,
@@ -120,6 +172,26 @@ def run(
 
 
 @app.command(cls=_Command)
+def recommend(
+    job_file: Annotated[Path, typer.Argument(metavar="JOB", help="The job, a YAML file.")],
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the job, as in --set recipe.epochs=5."),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Share of a retrain, such as 20%, or seconds, such as '90 s'; 20% by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Try the suitable methods on a request like the job's, and rank them by their distance from retraining."""
+    from expunge.cli.job_file import load_job
+    from expunge.cli.recommending import print_recommendation, recommend_for, recommendation_json
+
+    found = recommend_for(load_job(job_file, change or []), budget, say=_say)
+    _tell(found, recommendation_json, print_recommendation, as_json)
+
+
+@app.command(cls=_Command)
 def audit(
     folder: Annotated[Path | None, typer.Argument(metavar="RUN", help="The output folder of a run.")] = None,
     oracles: Annotated[
@@ -175,6 +247,14 @@ def report(folder: RunFolder, as_json: Json = False) -> None:
         _print_json({"report": str(path)})
     else:
         typer.echo(path)
+
+
+@app.command(cls=_Command)
+def compact(folder: RunFolder, as_json: Json = False) -> None:
+    """Take what a run has forgotten out of the gradient log that it was forgotten with, for good."""
+    from expunge.cli.compact import compact_run, compacted_json, print_compacted
+
+    _tell(compact_run(folder), compacted_json, print_compacted, as_json)
 
 
 @app.command(cls=_Command)
@@ -253,6 +333,15 @@ def influence(
         list[str] | None, typer.Option(help="Layers that count, such as embedding or block:0-3; several may be given.")
     ] = None,
     top: Annotated[int, typer.Option(help="How many examples to show.")] = 20,
+    damping: Annotated[
+        float | None, typer.Option(help="Of inverse-hvp: what is added to the curvature; by default 0.1.")
+    ] = None,
+    iterations: Annotated[
+        int | None, typer.Option(help="Of inverse-hvp: most products with the curvature; by default 100.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Of inverse-hvp: largest error, relative; by default 0.01.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score retained examples by what they have to do with those to be forgotten."""
@@ -260,7 +349,15 @@ def influence(
     from expunge.cli.job_file import load_job
     from expunge.states.influence import Influence
 
-    facts = influence_facts(load_job(job_file, []), kind=Influence(kind), log=log, layers=layers or [], top=top)
+    solving = {"damping": damping, "iterations": iterations, "tolerance": tolerance}
+    facts = influence_facts(
+        load_job(job_file, []),
+        kind=Influence(kind),
+        log=log,
+        layers=layers or [],
+        top=top,
+        solving={name: value for name, value in solving.items() if value is not None},
+    )
     if as_json:
         _print_json(facts)
     else:
@@ -322,9 +419,9 @@ def _explain(error: Exception) -> None:
         _complain(f"error: unexpected {named(error)}; {UNTOLD}: {TRACEBACK} shows it", everywhere=True)
 
 
-def _complain(text: str, *, everywhere: bool = False) -> None:
+def _complain(text: str, *, everywhere: bool = False, colour: str = "red") -> None:
     if everywhere or is_main_process():
-        Console(stderr=True).print(f"[red]{escape(text)}[/red]", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[{colour}]{escape(text)}[/{colour}]", highlight=False, soft_wrap=True)
 
 
 def _print_json(content: object) -> None:

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from expunge.cli.demo_language import LOG, Answer, Story
+from expunge.cli.demo_language import Answer, Story
 from expunge.cli.summary import print_outcome
 from expunge.pretrained import PRETRAINED_FOLDER
 from expunge.report import words
@@ -22,10 +22,8 @@ def print_language(console: Console, story: Story) -> None:
     folder = story.outcome.folder
     console.print(
         f"\nThe model without the person lies in [bold]{escape(str(folder / PRETRAINED_FOLDER))}[/bold], for "
-        f"AutoModelForCausalLM and AutoTokenizer. Training took {words.duration(story.training_seconds)}; its log, "
-        f"{words.size(story.log_bytes)} in {escape(str(folder / LOG))}, is as personal as the data and holds the "
-        "person's gradients until `expunge.states.load_state(folder).compact()`, after which the run can no longer be "
-        "audited.",
+        f"AutoModelForCausalLM and AutoTokenizer. Training took {words.duration(story.training_seconds)}; its gradient "
+        f"log takes {words.size(story.log_bytes)}.",
         soft_wrap=True,
     )
 

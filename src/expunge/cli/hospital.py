@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 
 from expunge.audit import Evidence, References
 from expunge.cli.demo import one_thread
-from expunge.errors import AlreadyForgottenError, ExpungeError, OutputError, StateError, UnknownRowError
+from expunge.errors import ExpungeError, OutputError, StateError, UnknownRowError
 from expunge.methods import NewtonRemoval
 from expunge.networks import ClippedFeatures
 from expunge.privacy import Certificate
@@ -238,7 +238,7 @@ def _refusal(after: Unlearned, rows: Any, seed: int) -> str:
     problem = Problem(after.model, _TASK, rows, state=after.state)
     try:
         unlearn(problem, NewtonRemoval(), seed=seed, execution=_QUIET)
-    except (AlreadyForgottenError, UnknownRowError) as error:
+    except UnknownRowError as error:
         return str(error)
     raise ExpungeError("a deletion that should have been refused went through; please report this")
 

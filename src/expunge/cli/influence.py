@@ -1,7 +1,8 @@
 """`expunge influence`: which retained examples have most to do with what a job is to forget."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -17,16 +18,34 @@ from expunge.training import Run, reproducible
 
 
 def influence_facts(
-    job: Job, *, kind: Influence, log: Path | None, layers: Sequence[str], top: int | None
+    job: Job,
+    *,
+    kind: Influence,
+    log: Path | None,
+    layers: Sequence[str],
+    top: int | None,
+    solving: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Scores of a job's retained examples for programs: positions in the training data, the highest first.
 
+    Args:
+        job: What to forget, of which model.
+        kind: Of score.
+        log: Folder of a gradient log, if gradients are to come from one.
+        layers: Patterns of layers that count; all without any.
+        top: How many examples; all without.
+        solving: Those of `damping`, `iterations` and `tolerance` that are not to be the defaults of `influence`.
+
     Raises:
         MissingNeedError: The job has no forget or no retained examples at hand.
-        SettingError: `top` is below 1, or what the scores refuse.
+        SettingError: `top` is below 1, `solving` is for a kind that solves nothing, or what the scores refuse.
     """
     if top is not None and top < 1:
         raise SettingError(f"top must be at least 1, not {top}")
+    if solving and kind is not Influence.INVERSE_HVP:
+        raise SettingError(
+            f"{', '.join(solving)}: of use for the kind inverse-hvp alone; leave out, or choose that kind"
+        )
     problem, execution = prepare(job).problem, execution_of(job)
     if problem.forget is None or problem.retain is None:
         raise MissingNeedError(
@@ -42,6 +61,7 @@ def influence_facts(
             kind=kind,
             log=None if log is None else GradientLog.open(log),
             layers=tuple(layers) or ("all",),
+            **solving,
         )
     order = scores.argsort(descending=True)[: len(scores) if top is None else top]
     positions = View.of(problem.retain).indices[order]

@@ -67,12 +67,20 @@ class ForgetSection(Section):
 
 
 class MethodSection(Section):
-    """How to forget: a name from `expunge methods`, perhaps a preset, and settings of the method."""
+    """How to forget: a name from `expunge methods`, perhaps a preset, and settings of the method.
+
+    The name alone may stand in its place. `auto` chooses a method; its settings are `budget`, `oracles` and `rates`.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str
     preset: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
 
 
 class RecipeSection(Section):
@@ -88,6 +96,8 @@ class RecipeSection(Section):
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
+    clip_norm: PositiveFloat | None = None
+    clip_value: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

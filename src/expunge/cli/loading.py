@@ -10,13 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import expunge
 from expunge.cli.settings import nearest
 from expunge.errors import ExpungeError, SourceError
 
 TRACEBACK = "`expunge --traceback ...`"
 UNTOLD = "its message is not shown because it may quote data"
-
-_NOT_THE_USERS = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")))
 
 
 def existing(path: Path, key: str, *, folder: bool = False) -> Path:
@@ -111,8 +110,13 @@ def _is_installed(file: str) -> bool:
     return (
         file.startswith("<")
         or bool({"site-packages", "dist-packages"} & set(path.parts))
-        or any(path.is_relative_to(folder) for folder in _NOT_THE_USERS)
+        or any(path.is_relative_to(folder) for folder in _not_the_users())
     )
+
+
+def _not_the_users() -> tuple[Path, Path]:
+    # no global: recipes refer to this module, and a path among what they refer to would keep them out of the cache
+    return Path(expunge.__file__).parent, Path(sysconfig.get_path("stdlib"))
 
 
 def _kind(folder: bool) -> str:

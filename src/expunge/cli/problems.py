@@ -69,7 +69,8 @@ def prepare(job: Job) -> Prepared:
         state=_state(job),
         near_duplicates=joined,
     )
-    return Prepared(problem, (*notes, *_notes(train, parts, joined)), _subgroups(job, holdout), feature_network(job))
+    told = (*notes, *_notes(train, parts, joined), *_unsaid(job))
+    return Prepared(problem, told, _subgroups(job, holdout), feature_network(job))
 
 
 def method_of(job: Job) -> Method:
@@ -217,6 +218,17 @@ def _recipe(job: Job, task: Task, untrained: Callable[[Job], Callable[[], nn.Mod
         optimizer=checked_call(Optimizer, chosen, "recipe"),
         execution=execution,
     )
+
+
+def _unsaid(job: Job) -> list[str]:
+    """What the recipe does that a model trained in Python may not have been trained with."""
+    recipe = job.recipe
+    if recipe is None or recipe.python is not None or "schedule" in recipe.model_fields_set:
+        return []
+    return [
+        f"retraining takes the schedule {recipe.schedule.value}, because the recipe names none; name the one that the "
+        "model was trained with as recipe.schedule"
+    ]
 
 
 def _state(job: Job) -> DeletionState | None:

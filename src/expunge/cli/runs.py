@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
-from pydantic import TypeAdapter
 
 from expunge.audit import AuditSettings, Evidence, FleetSettings, Level, audit
 from expunge.audit.choosing import ExecutorName, Expected
@@ -16,8 +15,9 @@ from expunge.audit.shadows import require_unlearnable
 from expunge.cli.costs import CostTeller
 from expunge.cli.job import JOB_FILE, AuditSection, Job
 from expunge.cli.job_file import load_job
-from expunge.cli.problems import Prepared, audit_settings_of, execution_of, method_of, prepare
+from expunge.cli.problems import Prepared, audit_settings_of, execution_of, prepare
 from expunge.cli.processes import is_main_process
+from expunge.cli.recommending import Auto, auto_of, named_method_of, recommended
 from expunge.errors import (
     CheckpointError,
     DivergedError,
@@ -32,7 +32,7 @@ from expunge.problem import Problem
 from expunge.report import REPORT_FILE, write_report
 from expunge.storage import ensure_writable, remove_partial_files
 from expunge.training import Execution
-from expunge.unlearning import KEY_FILE, RECORD_FILE, Record, Unlearned, read_record, unlearn
+from expunge.unlearning import KEY_FILE, RECORD_FILE, Choice, Record, Unlearned, read_record, unlearn
 
 Say = Callable[[str], None]
 """Tells the user what is going on."""
@@ -87,20 +87,25 @@ def run_job(job: Job, folder: Path, *, resume: bool, say: Say) -> Outcome:
             f"{folder} already holds a finished run; choose another folder with --output, or pass --resume to complete "
             "what is missing in it"
         )
-    method, settings, execution = method_of(job), audit_settings_of(job), execution_of(job)
+    auto, method = auto_of(job), named_method_of(job, read_record(folder) if finished else None)
+    settings, execution = audit_settings_of(job), execution_of(job)
     say("Reading the data and the model")
     prepared = prepare(job)
     for note in prepared.notes:
         say(f"  {note}")
+    choice = None
+    if method is None:
+        found = recommended(job, prepared, auto or Auto(), say)
+        method, choice = found.method, found.choice
     method.require(prepared.problem)
     if job.audit is not None and job.audit.shadows:
         require_unlearnable(prepared.problem, method)
     if finished:
         say(f"The unlearned model is already in {folder}")
-        unlearned = _same(folder, prepared.problem, method, job)
+        unlearned = _same(folder, prepared.problem, job)
     else:
         say(f"Unlearning with {type(method).__name__}")
-        unlearned = _unlearn(job, folder, prepared.problem, method, execution, resume=resume)
+        unlearned = _unlearn(job, folder, prepared.problem, method, choice, execution, resume=resume)
     kept = _kept_evidence(job, folder, settings, say) if finished else None
     if kept is not None or job.audit is None:
         return _finish(folder, unlearned.record, kept)
@@ -147,13 +152,20 @@ def render_run(folder: Path) -> Outcome:
 
 
 def _unlearn(
-    job: Job, folder: Path, problem: Problem, method: Method, execution: Execution, *, resume: bool
+    job: Job,
+    folder: Path,
+    problem: Problem,
+    method: Method,
+    choice: Choice | None,
+    execution: Execution,
+    *,
+    resume: bool,
 ) -> Unlearned:
     _prepare_key(job, folder)
     with _checkpoints(folder) as checkpoints:
         unlearned = unlearn(
             problem, method, seed=job.seed, execution=execution, checkpoint_dir=checkpoints, resume=resume
-        )
+        ).chosen_by(choice)
         PartialState().wait_for_everyone()
         if is_main_process():
             _save(unlearned, job, folder)
@@ -208,7 +220,7 @@ def _save(unlearned: Unlearned, job: Job, folder: Path) -> None:
 
 
 def _load(folder: Path, problem: Problem, job: Job, *, shadows: int) -> Unlearned:
-    method = method_of(job) if shadows else None
+    method = named_method_of(job, read_record(folder)) if shadows else None
     unlearned = Unlearned.load(folder, problem, key_path=job.key_in(folder), method=method)
     given = {"forget": problem.forget, "retain": problem.retain, "holdout": problem.holdout}
     absent = [name for name in unlearned.record.data if given[name] is None]
@@ -220,15 +232,20 @@ def _load(folder: Path, problem: Problem, job: Job, *, shadows: int) -> Unlearne
     return unlearned
 
 
-def _same(folder: Path, problem: Problem, method: Method, job: Job) -> Unlearned:
+def _same(folder: Path, problem: Problem, job: Job) -> Unlearned:
     unlearned = _load(folder, problem, job, shadows=job.audit.shadows if job.audit is not None else 0)
     before = load_job(folder / JOB_FILE)
-    if (method_of(before), before.seed) != (method, job.seed):
+    if (_asked(before), before.seed) != (_asked(job), job.seed):
         raise JobError(
             f"{folder} holds a run with another method, setting or seed; choose another folder with --output, or "
             f"resume with what {folder / JOB_FILE} says"
         )
     return unlearned
+
+
+def _asked(job: Job) -> Auto | Method | None:
+    """How the job says to forget, however that is spelled."""
+    return auto_of(job) or named_method_of(job, None)
 
 
 def _announcement(oracles: int, shadows: int) -> str:
@@ -243,7 +260,7 @@ def _kept_evidence(job: Job, folder: Path, settings: AuditSettings, say: Say) ->
     evidence, before = Evidence.load(folder), load_job(folder / JOB_FILE)
     if job.audit is None:
         return evidence
-    wanted = TypeAdapter(AuditSettings).dump_python(settings, mode="json")
+    wanted = settings.described(pictures=bool(evidence.restorations))
     wanted |= {"oracles": job.audit.oracles, "shadows": job.audit.shadows, "subgroups": list(job.audit.subgroups)}
     changed = [name for name, value in wanted.items() if evidence.settings.get(name) != value]
     changed += ["seed"] if evidence.seed != job.seed else []

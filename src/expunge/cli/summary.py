@@ -9,14 +9,19 @@ from rich.table import Table
 
 from expunge.audit import Evidence, Verdict
 from expunge.audit.evidence import EVIDENCE_FILE, Measure, Side
+from expunge.cli.compact import uncompacted_log
 from expunge.cli.costs import after_training, training_facts
 from expunge.cli.job import JOB_FILE
 from expunge.cli.methods import Installed
+from expunge.cli.recommending import print_choice
 from expunge.cli.runs import Outcome
 from expunge.pretrained import PRETRAINED_FOLDER
 from expunge.report import REPORT_FILE, words
+from expunge.states import STATE_FILE
 from expunge.tasks import Task
 from expunge.unlearning import KEY_FILE, MODEL_FILE, RECORD_FILE
+
+_TOKENIZER_FILE = "tokenizer.json"
 
 _STYLES = {Side.INSIDE: "green", Side.UNDECIDED: "yellow", Side.ABOVE: "red", Side.BELOW: "red"}
 
@@ -28,28 +33,63 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         console.print(f"{record.method} took {words.duration(record.seconds)}; it was not audited.")
     else:
         _print_evidence(console, outcome.evidence)
+    if record.choice is not None:
+        console.print(f"\nChosen: {record.method}, from {len(record.choice.ranking)} trials on a rehearsal:")
+        print_choice(console, record.choice)
     for trained in outcome.trained:
         console.print(f"[dim]{escape(after_training(trained))}[/dim]", soft_wrap=True)
     console.print(f"\nReport: [bold]{escape(str(outcome.report))}[/bold]", soft_wrap=True)
-    console.print(_sharing(outcome.folder), soft_wrap=True)
+    console.print(_sharing(outcome.folder, outcome.evidence), soft_wrap=True)
+    log = uncompacted_log(outcome.folder, record)
+    if log is not None:
+        console.print(
+            f"The gradient log in {escape(str(log))} is as personal as the data, and still holds the gradients of what "
+            f"was forgotten. Once the result is accepted, `expunge compact {escape(str(outcome.folder))}` takes them "
+            "out; then it can still be audited, but not repeated.",
+            soft_wrap=True,
+        )
 
 
-def _sharing(folder: Path) -> str:
+def _sharing(folder: Path, evidence: Evidence | None) -> str:
+    """Which of the files that are there may be shared, and which not."""
     weights = f"{PRETRAINED_FOLDER}/" if (folder / PRETRAINED_FOLDER).is_dir() else MODEL_FILE
-    return (
-        f"Of the folder, {RECORD_FILE}, {EVIDENCE_FILE}, {REPORT_FILE} and {weights} may be shared; "
-        f"the key ({KEY_FILE}) and {JOB_FILE} may not, because they help to find out who was forgotten."
-    )
+    named = {KEY_FILE: f"the key ({KEY_FILE})", STATE_FILE: f"the state ({STATE_FILE})"}
+    there = [
+        name
+        for name in (RECORD_FILE, EVIDENCE_FILE, REPORT_FILE, weights, KEY_FILE, STATE_FILE, JOB_FILE)
+        if (folder / name).exists()
+    ]
+    telling = [name for name in there if name in (KEY_FILE, STATE_FILE, JOB_FILE)]
+    pictured = []
+    if evidence is not None and evidence.grid is not None and evidence.grid.shows != "holdout":
+        pictured = [name for name in there if name in (EVIDENCE_FILE, REPORT_FILE)]
+    shared = [name for name in there if name not in telling and name not in pictured]
+    said = f"Of the folder, {words.listing(shared)} may be shared; "
+    if evidence is not None and evidence.grid is not None and pictured:
+        said += (
+            f"{words.listing(pictured)} may not, for they hold pictures of the {evidence.grid.shows} set and are to be "
+            "deleted with it; "
+        )
+    kept = words.listing([named.get(name, name) for name in telling])
+    said += f"{kept} may not, because they help to find out who was forgotten."
+    if (folder / PRETRAINED_FOLDER / _TOKENIZER_FILE).exists():
+        said += (
+            f" {PRETRAINED_FOLDER}/ holds the tokenizer: where it was made from the training texts, its vocabulary can "
+            "name people."
+        )
+    return said
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
     """The same for programs."""
+    log = uncompacted_log(outcome.folder, outcome.record)
     return {
         "folder": str(outcome.folder),
         "report": str(outcome.report),
         "record": outcome.record.model_dump(mode="json"),
         "evidence": outcome.evidence.model_dump(mode="json") if outcome.evidence is not None else None,
         "trained": [training_facts(trained) for trained in outcome.trained],
+        "uncompacted_log": None if log is None else str(log),
     }
 
 

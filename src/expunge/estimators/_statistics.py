@@ -39,8 +39,8 @@ class StatisticsEstimator(BaseEstimator):
             The estimator itself, with `certificate_` set.
 
         Raises:
-            UnknownRowError: A row was never fitted to.
-            AlreadyForgottenError: A row was forgotten before.
+            UnknownRowError: A row was never fitted to, or was forgotten before.
+            AlreadyForgottenError: A row that is named by its position was forgotten before.
             ForgetSetError: Nothing, or too little to fit to, would be left.
             MissingNeedError: Positions are given to an estimator that keeps no rows.
         """

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from expunge.errors import ExpungeWarning
 from expunge.estimators._rows import Indices, Request, RowStore, codes, numbers, read_again, read_labelled
 from expunge.methods import NewtonRemoval
 from expunge.networks import ClippedFeatures
@@ -139,7 +140,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
                 f"{self.clipped_:.0%} of the rows are longer than feature_norm ({self.feature_norm:g}) and were scaled "
                 "down to it, so that little but their direction was learned from; divide the features by a constant, "
                 "or raise feature_norm at the price of more noise",
-                UserWarning,
+                ExpungeWarning,
                 stacklevel=2,
             )
         self._store = RowStore.of(inputs, targets, state.rows) if self.keep_rows else None
@@ -159,8 +160,8 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
             The estimator itself, with `certificate_` set.
 
         Raises:
-            UnknownRowError: A row was never fitted to.
-            AlreadyForgottenError: A row was forgotten before.
+            UnknownRowError: A row was never fitted to, or was forgotten before.
+            AlreadyForgottenError: A row that is named by its position was forgotten before.
             ForgetSetError: Nothing would be left.
             BudgetError: A fixed `sigma` is too small for this request.
             SettingError: epsilon or delta cannot be used for so many rows.

@@ -86,8 +86,8 @@ class ShardedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             The estimator itself, with `certificate_` set.
 
         Raises:
-            UnknownRowError: A row was never fitted to.
-            AlreadyForgottenError: A row was forgotten before.
+            UnknownRowError: A row was never fitted to, or was forgotten before.
+            AlreadyForgottenError: A row that is named by its position was forgotten before.
             ForgetSetError: No row would be left.
         """
         check_is_fitted(self)

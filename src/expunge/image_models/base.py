@@ -4,7 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -88,7 +88,13 @@ class ImageModel(ABC):
     Args:
         encoder: Dotted paths of modules or parameters that count as the encoder; by default the family's whole
             encoder. It may be narrower than that, but it may not reach into the decoder.
+
+    Attributes:
+        says_pixels: Whether what `predict` says, and `losses` compares, are pixels, so that a mean of pictures can be
+            asked of the model as well as a picture.
     """
+
+    says_pixels: ClassVar[bool] = False
 
     encoder: tuple[str, ...] | None = None
 

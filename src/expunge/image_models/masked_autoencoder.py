@@ -4,7 +4,7 @@ import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,8 @@ class MaskedAutoencoder(ImageModel):
         mean: Of each channel, taken off before the model sees an image; those of ImageNet for the published weights.
         deviation: Of each channel, by which it is divided.
     """
+
+    says_pixels: ClassVar = True
 
     mean: tuple[float, ...] = (0.0,)
     deviation: tuple[float, ...] = (1.0,)

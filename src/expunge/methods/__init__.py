@@ -13,7 +13,7 @@ from expunge.methods.euk import EUK
 from expunge.methods.exact_discriminant import ExactDiscriminant
 from expunge.methods.exact_naive_bayes import ExactNaiveBayes
 from expunge.methods.exact_ridge import ExactRidge
-from expunge.methods.extrapolated_tuning import ExtrapolatedTuning
+from expunge.methods.extrapolate import Extrapolate, calibrated
 from expunge.methods.fine_tune import FineTune, Stage
 from expunge.methods.fisher_forgetting import FisherForgetting
 from expunge.methods.grad_diff import GradDiff
@@ -39,6 +39,7 @@ from expunge.methods.retrain import Retrain
 from expunge.methods.rmu import RMU
 from expunge.methods.salun import SalUn
 from expunge.methods.scrub import SCRUB
+from expunge.methods.selective_reset import SelectiveReset
 from expunge.methods.sim_npo import SimNPO
 from expunge.methods.sisa import SISA
 from expunge.methods.ssd import SSD
@@ -67,7 +68,7 @@ __all__ = [
     "ExactDiscriminant",
     "ExactNaiveBayes",
     "ExactRidge",
-    "ExtrapolatedTuning",
+    "Extrapolate",
     "FineTune",
     "FisherForgetting",
     "Forgotten",
@@ -94,8 +95,10 @@ __all__ = [
     "RetainLabel",
     "Retrain",
     "SalUn",
+    "SelectiveReset",
     "SimNPO",
     "Stage",
     "TaskNegation",
     "Tier",
+    "calibrated",
 ]

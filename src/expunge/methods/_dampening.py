@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data import MapDataset, subset, union
+from expunge.errors import ExpungeWarning
 from expunge.problem import Problem
 from expunge.training import Objective, Run, mean_by_batch, mean_by_example
 from expunge.training.gradients import Reduction
@@ -75,4 +76,4 @@ def warn_if_nothing(run: Run, share: float, selection: float) -> None:
             "so the model is the original's; lower selection, or choose another method"
         )
         record.warnings.append(note)
-        warnings.warn(note, stacklevel=3)
+        warnings.warn(note, ExpungeWarning, stacklevel=3)

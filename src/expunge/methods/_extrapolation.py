@@ -1,7 +1,7 @@
 """Going on in the direction in which tuning on retained data leads, as far as it does those data no harm."""
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +9,38 @@ from torch import Tensor, nn
 from expunge.data import MapDataset, subset
 from expunge.errors import SettingError
 from expunge.image_models.base import masked_mean
-from expunge.tasks import ImageToImage
+from expunge.methods._normalisation import remeasure_statistics
+from expunge.problem import Problem
+from expunge.tasks import Batch, ImageToImage
 from expunge.tasks.image_to_image import ImageBatch
 from expunge.training import Run, over_batches
 
 FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 """How far to go: 1 is where the tuning led."""
 
-_LEFT_OUT, _MOST_LEFT_OUT = 0.1, 500
+_LEFT_OUT, MOST_LEFT_OUT = 0.1, 500
+
+T = TypeVar("T")
+
+
+def parted(problem: Problem, run: Run) -> tuple[MapDataset, MapDataset]:
+    """Data to tune on, and data to find the factor with, which are of kinds that are kept.
+
+    The latter is the holdout without classes that are named, where there is one: neither the original nor the tuned
+    model has seen it. Otherwise it is left out of the retain set, which the original has seen, so that the factor that
+    does no harm comes out smaller.
+    """
+    retain, holdout = cast(MapDataset, problem.retain), problem.holdout
+    if holdout is None:
+        return left_out(retain, run)
+    if problem.classes:
+        labels = cast(Tensor, problem.task.labels_of(holdout))
+        kept = (~torch.isin(labels, torch.tensor(problem.classes))).nonzero().flatten()
+        if len(kept) == 0:
+            return left_out(retain, run)
+        holdout = subset(holdout, kept)
+    drawn = torch.randperm(len(holdout), generator=run.generator("unseen"))[:MOST_LEFT_OUT]
+    return retain, subset(holdout, drawn.sort().values)
 
 
 def left_out(data: MapDataset, run: Run) -> tuple[MapDataset, MapDataset]:
@@ -25,7 +49,7 @@ def left_out(data: MapDataset, run: Run) -> tuple[MapDataset, MapDataset]:
     Raises:
         SettingError: There are too few.
     """
-    count = min(int(len(data) * _LEFT_OUT), _MOST_LEFT_OUT)
+    count = min(int(len(data) * _LEFT_OUT), MOST_LEFT_OUT)
     if count < 1:
         raise SettingError(
             f"{len(data)} held examples are too few to leave a tenth of them out, by which to find how far to go; pass "
@@ -62,17 +86,40 @@ def errors_of_outputs(run: Run, unseen: MapDataset, original: nn.Module, tuned: 
     return torch.cat(over_batches(run, tuned, unseen, errors)).double().mean(0).tolist()
 
 
-def errors_of_weights(run: Run, unseen: MapDataset, original: nn.Module, tuned: nn.Module) -> list[float]:
-    """Mean loss of models with weights p + c (q - p), p of the original and q of the tuned model.
+def over_factors(
+    run: Run,
+    original: nn.Module,
+    tuned: nn.Module,
+    retain: MapDataset,
+    dataset: MapDataset,
+    measure: Callable[[nn.Module, Batch], T],
+) -> list[list[T]]:
+    """What is measured, batch by batch, of the original and of the model at each of `FACTORS`.
 
-    Returns:
-        One for c = 0 and for each of `FACTORS`.
+    Args:
+        run: Where it belongs to.
+        original: Where the tuning began, on the run's device.
+        tuned: Where it led; it is not changed.
+        retain: What statistics of normalisation layers are measured on at each factor.
+        dataset: What is measured on.
+        measure: Of a model and a batch.
     """
-    means: list[float] = []
-    for factor in (0.0, *FACTORS):
-        model = with_weights(run.frozen(tuned), original, factor)
-        means.append(float(torch.cat(over_batches(run, model, unseen, run.task.losses)).double().mean()))
-    return means
+    found = [over_batches(run, original, dataset, measure)]
+    for factor in FACTORS:
+        model = extrapolated(run, original, run.frozen(tuned), factor, retain)
+        found.append(over_batches(run, model, dataset, measure))
+    return found
+
+
+def extrapolated(run: Run, original: nn.Module, tuned: nn.Module, factor: float, retain: MapDataset) -> nn.Module:
+    """The tuned model, moved in place to p + factor (q - p); running statistics are measured anew on retained data.
+
+    At a factor of 1 nothing is changed, statistics included.
+    """
+    if factor != 1:
+        with_weights(tuned, original, factor)
+        remeasure_statistics(run, tuned, retain)
+    return tuned
 
 
 def with_weights(tuned: nn.Module, original: nn.Module, factor: float) -> nn.Module:

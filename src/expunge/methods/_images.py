@@ -33,7 +33,7 @@ class ImageMethod(Method):
         batch_size: Of either set. Default 128 (ibid., 4 GPUs of 32).
         algorithm: AdamW (ibid.; its betas are .9 and .95, here torch's).
         weight_decay: .05 (ibid.).
-        clip_norm: Largest gradient norm. Default 3 (ibid.).
+        clip_norm: Largest gradient norm, or None for any. Default 3 (ibid.).
         schedule: Of the learning rate. Default: a rise and a fall, as there.
     """
 
@@ -53,7 +53,8 @@ class ImageMethod(Method):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require_positive(self, "forget_weight", "learning_rate", "epochs", "clip_norm")
+        clipped = () if self.clip_norm is None else ("clip_norm",)
+        require_positive(self, "forget_weight", "learning_rate", "epochs", *clipped)
         require_at_least(self, 0, "weight_decay")
         require_whole(self, "batch_size")
         require_one_of(self, "held", ("retain", "surrogate", "none"))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from expunge.data import MapDataset, subset
-from expunge.errors import ForgetSetError, SettingError, ShapeError
+from expunge.errors import ExpungeWarning, ForgetSetError, SettingError, ShapeError
 from expunge.methods._noise import NoiseImages, error_term, mean_error, require_known_classes
 from expunge.methods.base import Maturity, Method, Need, Tier
 from expunge.problem import Problem
@@ -121,6 +121,7 @@ class EMMN(Method):
                 f"the noise learned nothing while it was to {phase} the error: the original's cross-entropy on it is "
                 f"{after:.3g} nats, and was {before:.3g} on the random start; raise {phase}_steps, or change "
                 f"noise_learning_rate ({self.noise_learning_rate:g}) or noise_penalty ({self.noise_penalty:g})",
+                ExpungeWarning,
                 stacklevel=2,
             )
 

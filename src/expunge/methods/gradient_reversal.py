@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data import MapDataset, subset
-from expunge.errors import MissingNeedError, SettingError, StateError
+from expunge.errors import ExpungeWarning, MissingNeedError, SettingError, StateError
 from expunge.methods._search import Reach, reach
 from expunge.methods.base import Forgotten, Maturity, Method, Need, Tier, require_need
 from expunge.problem import Problem
@@ -213,7 +213,7 @@ class GradientReversal(Method):
         )
         run.phases.append(record)
         for note in record.warnings:
-            warnings.warn(note, stacklevel=2)
+            warnings.warn(note, ExpungeWarning, stacklevel=2)
 
     def _direction(
         self, log: GradientLog, ids: Sequence[int], slots: Sequence[Slot], model: nn.Module

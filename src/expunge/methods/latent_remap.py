@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data import MapDataset
-from expunge.errors import SettingError
+from expunge.errors import SettingError, UnsupportedTaskError
 from expunge.image_models import Draw
 from expunge.methods._extrapolation import errors_of_outputs, largest_harmless, left_out
 from expunge.methods._images import EncoderOf, ImageMethod, image_draw, latent_distance, matched_noise, step_draw
+from expunge.methods._neighbours import candidates_of, mean_of_nearest
 from expunge.methods.base import Maturity
 from expunge.problem import Problem
-from expunge.settings import require_one_of, require_positive
+from expunge.settings import require_at_least, require_one_of, require_positive, require_whole
 from expunge.tasks import ImageToImage
 from expunge.tasks.image_to_image import ImageBatch
 from expunge.training import Algorithm, Objective, Run, Term, over_batches
@@ -41,19 +42,27 @@ class LatentRemap(ImageMethod):
     tuned copy says, and still p of held images. c is the largest of 1, 1.25, 1.5, 2, 2.5, 3 and 4 for which
     p + c (q - p) restores held images that were left out of the tuning no worse than p does; the record holds it.
 
+    The preset `neighbours` aims there by another way: what is hidden of a forget image is to be restored as the mean of
+    the held images that are nearest to it by what is visible, and held images as the original restores them. Masks are
+    drawn anew at each step, and neighbours looked up under each; nothing of the forget set is kept.
+
     Args:
         target: `noise image`: what the original encoder makes of Gaussian pixels with the mean and deviation of the
             batch, cut to [0, 1] (Li et al. 2024, code). `noise latent`: standard normal latents (the paper, appendix
-            C.4, after its reviews). `extrapolation`: what the preset `oracle` does.
+            C.4, after its reviews). `extrapolation` and `neighbours`: what the presets `oracle` and `neighbours`
+            do; the latter is for models that say pixels, such as masked autoencoders.
         draws: `fresh` masks and noise at each step (code); or `fixed`: each image keeps its own through the run, so
             that the original's latents are computed once and no second encoder stays in memory. Of no account for
-            the target `extrapolation`.
+            the targets `extrapolation` and `neighbours`.
         extrapolation: c, if it is not to be found.
         tuning_learning_rate: Peak rate of the tuning. Default ours.
         tuning_epochs: Passes over the held images. Default ours.
+        neighbours: How many are averaged. Default ours.
+        candidates: At most so many held images, drawn at random and kept on the device while it runs, are searched.
 
     The preset `paper` has the rate of the code for MAGE; `paper-diffusion` alpha, rate, batch and passes of the code
-    for Palette, whose forget target here is that of the paper. `oracle` is ours.
+    for Palette, whose forget target here is that of the paper. `oracle` and
+    `neighbours` are ours.
     """
 
     paper: ClassVar = "Li et al. 2024 (arXiv 2402.00351), equations of L_R and L_F; public code for MAGE and Palette"
@@ -71,23 +80,38 @@ class LatentRemap(ImageMethod):
                 "epochs": 3,
             },
             "oracle": {"target": "extrapolation", "forget_weight": 1.0, "learning_rate": 1e-3},
+            "neighbours": {"target": "neighbours", "forget_weight": 0.3, "learning_rate": 1e-3},
         }
     )
 
-    target: Literal["noise image", "noise latent", "extrapolation"] = "noise image"
+    target: Literal["noise image", "noise latent", "extrapolation", "neighbours"] = "noise image"
     draws: Literal["fresh", "fixed"] = "fresh"
     extrapolation: float | None = None
     tuning_learning_rate: float = 3e-3
     tuning_epochs: float = 6
+    neighbours: int = 8
+    candidates: int = 10_000
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        require_one_of(self, "target", ("noise image", "noise latent", "extrapolation"))
+        require_one_of(self, "target", ("noise image", "noise latent", "extrapolation", "neighbours"))
         require_one_of(self, "draws", ("fresh", "fixed"))
         require_positive(self, "extrapolation", "tuning_learning_rate", "tuning_epochs")
-        if self.target == "extrapolation" and self.held == "none":
-            raise SettingError("the target extrapolation is tuned on held images: set `held` to retain or surrogate")
+        require_whole(self, "neighbours", "candidates")
+        require_at_least(self, self.neighbours, "candidates")
+        if self.target in ("extrapolation", "neighbours") and self.held == "none":
+            raise SettingError(f"the target {self.target} comes from held images: set `held` to retain or surrogate")
+
+    def require(self, problem: Problem) -> None:
+        """Raise unless the problem holds what is needed, and the model says pixels where these are the target."""
+        super().require(problem)
+        family = cast(ImageToImage, problem.task).family
+        if self.target == "neighbours" and not family.says_pixels:
+            raise UnsupportedTaskError(
+                f"the target neighbours is a mean of pictures, for models that say pixels; a {type(family).__name__} "
+                "says something else (tokens, noise), in which a mean of pictures is no picture. Use another target"
+            )
 
     def apply(self, problem: Problem, run: Run) -> nn.Module:
         """Train the encoder of a copy of the model."""
@@ -96,6 +120,8 @@ class LatentRemap(ImageMethod):
         family.train_encoder_only(student.network)
         if self.target == "extrapolation":
             self.minimise(problem, run, "remap", student.network, *self._extrapolated(problem, run))
+        elif self.target == "neighbours":
+            self.minimise(problem, run, "remap", student.network, *self._neighbouring(problem, run))
         else:
             self.minimise(problem, run, "remap", student, *self._objectives(problem, run, student.network))
         return student.network.requires_grad_(True).eval()
@@ -124,6 +150,27 @@ class LatentRemap(ImageMethod):
             return task.family.predict(model, images, hidden, draw).distance(before + by * (after - before))
 
         return partial(distance, by=factor), partial(distance, by=0.0)
+
+    def _neighbouring(self, problem: Problem, run: Run) -> tuple[Objective, Objective]:
+        """Distance of what is said of forget images from their neighbours, and of held images from what was said."""
+        task = cast(ImageToImage, problem.task)
+        candidates = candidates_of(run, cast(MapDataset, self.held_data(problem)), self.candidates, self.neighbours)
+        original = run.frozen(problem.model)
+
+        def towards_neighbours(model: nn.Module, batch: ImageBatch) -> Tensor:
+            draw, images = step_draw(), batch["images"]
+            hidden = task.training_mask(model, batch, draw)
+            target = mean_of_nearest(images, hidden, candidates, self.neighbours)
+            return task.family.losses(model, images, hidden, draw, target)
+
+        def stay(model: nn.Module, batch: ImageBatch) -> Tensor:
+            draw, images = step_draw(), batch["images"]
+            hidden = task.training_mask(model, batch, draw)
+            with torch.no_grad():
+                before = task.family.predict(original, images, hidden, draw).values
+            return task.family.predict(model, images, hidden, draw).distance(before)
+
+        return towards_neighbours, stay
 
     def _objectives(self, problem: Problem, run: Run, network: nn.Module) -> tuple[Objective, Objective]:
         """L_F and L_R."""

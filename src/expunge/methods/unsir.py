@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from expunge.data import MapDataset, subset
+from expunge.errors import ExpungeWarning
 from expunge.methods._noise import NoiseImages, error_term, mean_error, require_known_classes
 from expunge.methods._retained import balanced_subset
 from expunge.methods.base import Maturity, Method, Need, Tier
@@ -152,6 +153,7 @@ class UNSIR(Method):
                 f"the noise learned nothing: the original's cross-entropy on it is {after:.2f} nats, and was "
                 f"{before:.2f} on the random start; lower noise_penalty ({self.noise_penalty:g}) or raise noise_steps "
                 f"({self.noise_steps})",
+                ExpungeWarning,
                 stacklevel=2,
             )
 

@@ -22,6 +22,7 @@ from matplotlib.patches import Patch
 T = TypeVar("T")
 
 WIDTH = 4.6  # inches; on a phone this is shown at four fifths, which leaves 10 points legible
+LABEL_LENGTH = 22  # characters beside an axis
 
 # Okabe & Ito's palette, told apart with any colour vision; shapes and line styles differ as well.
 UNLEARNED, ORIGINAL, ORACLE, BAND, QUIET = "#D55E00", "#000000", "#0072B2", "#56B4E9", "#595959"
@@ -46,7 +47,6 @@ _STYLE: dict[str, Any] = {
     "svg.hashsalt": "expunge",
     "text.parse_math": False,  # a class may be called $x$
 }
-_LABEL_LENGTH = 22
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ def key_band() -> Artist:
 
 def label(text: str) -> str:
     """A name that fits beside an axis: on one line, and without its middle where it is long."""
-    text, half = " ".join(text.split()), _LABEL_LENGTH // 2
-    return text if len(text) <= _LABEL_LENGTH else f"{text[:half]}…{text[-half:]}"
+    text, half = " ".join(text.split()), LABEL_LENGTH // 2
+    return text if len(text) <= LABEL_LENGTH else f"{text[:half]}…{text[-half:]}"
 
 
 def foremost(items: Sequence[T], most: int, importance: Callable[[T], tuple[float, ...]]) -> list[T]:

@@ -16,6 +16,7 @@ from expunge.report import words
 from expunge.report.comparisons import groups_figure, quality_figure
 from expunge.report.drawing import (
     BAND,
+    LABEL_LENGTH,
     ORACLE,
     ORIGINAL,
     QUIET,
@@ -42,10 +43,10 @@ def pictures(evidence: Evidence) -> list[Picture]:
     """All figures in the order of the page."""
     with house_style():
         return [
+            *restored_pictures(evidence),
             quality_figure(evidence),
             groups_figure(evidence.groups),
-            *restored_pictures(evidence),
-            _answers(evidence.answers),
+            *([] if evidence.restorations else [_answers(evidence.answers)]),  # pictures have no kinds of answer
             _relearning(evidence.curves),
             _cost(evidence.cost),
             roc_figure(evidence.membership),
@@ -205,4 +206,19 @@ def _layer_labels(names: Sequence[str]) -> list[str]:
     shared = 0
     while len(names) > 1 and len({tuple(each[: shared + 1]) for each in parts}) == 1 and len(parts[0]) > shared + 1:
         shared += 1
-    return [label(".".join(each[shared:])) for each in parts]
+    return [_layer_label(each[shared:]) for each in parts]
+
+
+def _layer_label(parts: Sequence[str]) -> str:
+    """A dotted name in short: its ends and the numbers in it, which tell layers apart, and as much else as fits."""
+    kept = {0, len(parts) - 1} | {place for place, part in enumerate(parts) if part.isdigit()}
+
+    def joined(places: set[int]) -> str:
+        ordered = sorted(places)
+        gaps = ["" if place == 0 else "." if place - 1 in places else "…" for place in ordered]
+        return "".join(gap + parts[place] for gap, place in zip(gaps, ordered, strict=True))
+
+    for place in reversed(range(len(parts))):
+        if len(joined(kept | {place})) <= LABEL_LENGTH:
+            kept |= {place}
+    return label(joined(kept))

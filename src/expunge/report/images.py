@@ -17,10 +17,10 @@ import torch
 from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
-from sklearn.manifold import TSNE
 from torch import Tensor
 
-from expunge.audit.image_figures import Shown
+from expunge.audit.embedding_map import embedded
+from expunge.audit.image_figures import FORGOTTEN, EmbeddingPlaces, Shown
 from expunge.errors import DataError, SettingError, ShapeError
 from expunge.report.drawing import (
     ORACLE,
@@ -37,15 +37,14 @@ from expunge.report.drawing import (
     to_svg,
 )
 
-MOST_ROWS, MOST_POINTS = 8, 1500
+MOST_ROWS = 8
 
 _HIDDEN = 0.5  # grey
 _GAP = 0.08  # of the side of a picture
 _COLOURS = {"unlearned": UNLEARNED, "original": ORIGINAL, "oracle": ORACLE, "oracles": ORACLE, "truth": QUIET}
 _OTHER_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")  # of the same palette
+_LIGHT = "#b5b5b5"
 _MARKERS = "os^Dv*Pd"
-_FEWEST_POINTS = 10
-_PERPLEXITY = 30
 
 
 def hidden_input(truth: Tensor, mask: Tensor) -> Tensor:
@@ -158,23 +157,43 @@ def embedding_figure(embeddings: Mapping[str, Tensor], *, seed: int = 0, name: s
         return Picture(heading, caption, to_svg(figure, name, heading, counts))
 
 
-def embedded(embeddings: Mapping[str, Tensor], *, seed: int = 0) -> dict[str, NDArray[np.float64]]:
-    """Places of all embeddings in one plane by t-SNE: (pictures, 2) each; see `embedding_figure`."""
-    widths = {tuple(table.shape[1:]) for table in embeddings.values()}
-    if len(widths) > 1 or any(len(width) != 1 for width in widths):
-        raise ShapeError(f"embeddings have features of shapes {sorted(widths)}; use one network for all")
-    total = sum(map(len, embeddings.values()))
-    if total < _FEWEST_POINTS:
-        raise DataError(f"{total} pictures show no neighbourhoods; give {_FEWEST_POINTS} at least")
-    step = max(1.0, total / MOST_POINTS)
-    kept = {name: table[torch.arange(0, len(table), step).long()] for name, table in embeddings.items()}
-    table = torch.cat([part.double().cpu() for part in kept.values()]).numpy()
-    if not np.isfinite(table).all():
-        raise DataError("an embedding holds NaN or infinity; use a sound network")
-    perplexity = min(_PERPLEXITY, (len(table) - 1) / 3)
-    found = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(table).astype(np.float64)
-    ends = np.cumsum([len(part) for part in kept.values()])[:-1]
-    return dict(zip(kept, np.split(found, ends), strict=True))
+def places_figure(found: EmbeddingPlaces, name: str = "places") -> Picture:
+    """Where the outputs of each model lie among those of the others, a panel a model in one and the same plane.
+
+    What is to be forgotten is drawn in the colour of the model, everything else in grey.
+
+    Args:
+        found: The places, as evidence keeps them.
+        name: Prefix of ids, different for each figure of a page.
+    """
+    heading = "Where the restored pictures lie"
+    sets = sorted(found.places, key=lambda each: each in FORGOTTEN)  # what is to be forgotten lies on top
+    markers = dict(zip(sets, _MARKERS, strict=False))
+    models = list(found.places[sets[0]])
+    legend: list[Artist] = [
+        Line2D([], [], color=QUIET if each in FORGOTTEN else _LIGHT, marker=marker, linestyle="none", label=each)
+        for each, marker in markers.items()
+    ]
+    with house_style():
+        figure = new_figure(0.3 + legend_height(legend) + WIDTH / len(models))
+        add_legend(figure, legend)
+        panels = figure.subplots(1, len(models), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, model in zip(panels, models, strict=True):
+            for each, marker in markers.items():
+                colour = _COLOURS.get(model, QUIET) if each in FORGOTTEN else _LIGHT
+                points = np.asarray(found.places[each][model]).T
+                axes.plot(*points, marker, color=colour, markersize=3, alpha=0.7, markeredgewidth=0)
+            axes.set_title(model)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.grid(visible=False)
+        counts = "; ".join(f"{each} {len(found.places[each][models[0]])} pictures" for each in sets)
+        caption = (
+            f"Features of what each model restores, by {found.feature_network}, brought into one plane by t-SNE. "
+            "Those of what is to be forgotten, in colour, should lie among the others as those of the oracle do. "
+            f"Distances between groups and their sizes mean nothing. Shown: {counts}."
+        )
+        return Picture(heading, caption, to_svg(figure, name, heading, counts))
 
 
 def _assembled(columns: Mapping[str, Tensor]) -> NDArray[np.uint8]:

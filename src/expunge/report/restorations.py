@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from expunge.audit.evidence import Evidence
-from expunge.audit.image_figures import BesideOracles, PictureGrid, Restoration
+from expunge.audit.image_figures import BesideOracles, Restoration
 from expunge.report import words
 from expunge.report.drawing import Picture
-from expunge.report.images import grid_figure
+from expunge.report.images import grid_figure, places_figure
 
 COLUMNS = ("Restoration", "On", "Unlearned", "Original", "Mean oracle", "Oracle band", "Share")
 
@@ -30,7 +30,8 @@ def restoration_rows(restorations: Sequence[Restoration]) -> list[list[str]]:
 def restoration_note(restorations: Sequence[Restoration]) -> str:
     """What the figures are and what they rest on."""
     note = (
-        "Of hidden pixels; none of these decides the verdict. Share: difference from the mean oracle, over it; 0 is "
+        "Of hidden pixels. Error and Fréchet distance of the forget set are judged, by their logarithms, among the "
+        "measures; the other figures do not decide the verdict. Share: difference from the mean oracle, over it; 0 is "
         "like retraining, and more error than an oracle's is as telling as less."
     )
     network = next((found.unlearned for found in restorations if found.unlearned.feature_network), None)
@@ -44,10 +45,11 @@ def restoration_note(restorations: Sequence[Restoration]) -> str:
 
 
 def restored_pictures(evidence: Evidence) -> list[Picture]:
-    """The grid, where the evidence keeps one."""
-    grid: PictureGrid | None = evidence.grid
+    """The grid and the places of embeddings, where the evidence keeps them."""
+    grid, places = evidence.grid, evidence.embeddings
     # whoever ran the audit asked for them, and was told what that means
-    return [] if grid is None else [grid_figure(grid.tensors(), shows=grid.shows, personal_data=True, name="restored")]
+    found = [] if grid is None else [grid_figure(grid.tensors(), shows=grid.shows, personal_data=True, name="restored")]
+    return found if places is None else [*found, places_figure(places)]
 
 
 def _row(found: Restoration, name: str, beside: BesideOracles) -> list[str]:

@@ -11,7 +11,7 @@ from expunge.audit.fairness import Change
 from expunge.report import words
 from expunge.report.comparisons import shown_groups
 from expunge.report.restorations import COLUMNS, restoration_note, restoration_rows
-from expunge.unlearning import Record
+from expunge.unlearning import Choice, Record
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ def all_tables(record: Record, evidence: Evidence | None) -> list[Table]:
             _power(evidence),
         ]
     )
+    audited += [] if record.choice is None else [_trials(record.choice)]
     settings = [_pairs("Settings of the method", record.settings | {"seed": record.seed})]
     if evidence is not None:
         settings.append(_pairs("Settings of the audit", evidence.settings | {"seed": evidence.seed}))
@@ -110,8 +111,31 @@ def all_tables(record: Record, evidence: Evidence | None) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
+def _trials(choice: Choice) -> Table:
+    rows = [
+        [
+            trial.method,
+            f"{trial.rate:g}",
+            "" if trial.gap is None else words.number(trial.gap),
+            words.duration(trial.seconds),
+            "run" if number == choice.chosen else trial.note,
+        ]
+        for number, trial in enumerate(choice.ranking)
+    ]
+    note = (
+        f"Rehearsed on {choice.rehearsal}, beside {words.count(choice.oracles, 'oracle')}; budget {choice.budget}. The "
+        "gap is the mean, over the measures that are judged, of the distance from the oracles in units of what one "
+        "more of them would deviate."
+    )
+    if choice.gaps_of_oracles:
+        note += f" An oracle comes to {words.mean(choice.gaps_of_oracles)}."
+    return Table("Methods tried on a rehearsal", ("Method", "Rate", "Gap", "Time", ""), rows, note)
+
+
 def _measures(evidence: Evidence) -> Table:
-    return Table("Measures", _MEASURE_COLUMNS, [_measure_row(measure) for measure in evidence.measures], _BAND_NOTE)
+    shares = "shares between 0 and 1"
+    note = _BAND_NOTE.replace(shares, f"{shares}, or logarithms (log)") if evidence.restorations else _BAND_NOTE
+    return Table("Measures", _MEASURE_COLUMNS, [_measure_row(measure) for measure in evidence.measures], note)
 
 
 def _groups(evidence: Evidence) -> list[Table]:

@@ -171,8 +171,7 @@ class CurvatureState:
             labels: Their labels.
 
         Raises:
-            UnknownRowError: A row was never in training.
-            AlreadyForgottenError: A row was deleted before.
+            UnknownRowError: A row was never in training, or was deleted before.
             ForgetSetError: No row would be left.
             ShapeError: The rows have another number of features.
             CurvatureError: The sums without the rows are none that any rows can have.

@@ -148,6 +148,12 @@ class GradientLog:
         """
         return self._visible().ids(task, dataset)
 
+    @property
+    def holds_hidden(self) -> bool:
+        """Whether the files still hold anything of what this log speaks no more of."""
+        digests = self.examples.digests[sorted(self.hidden)]
+        return bool((digests != 0).any()) or any(each.example in self.hidden for each in self.store.records)
+
     def ids_left(self) -> list[int]:
         """Every id that has an entry."""
         return sorted({each.example for each in self.store.records if each.kind == GRADIENT} - self.hidden)

@@ -156,6 +156,7 @@ class RecordStore:
             How many bytes the records held that were taken out.
         """
         self.close()
+        self._clear_leftovers()
         out = [record for record in self.records if not wanted(record)]
         if not out:
             return 0
@@ -223,10 +224,7 @@ class RecordStore:
     def _opened(self) -> BinaryIO:
         """The chunk that is written to; on the first call what a kill left behind is cleared away."""
         if self._file is None:
-            remove_partial_files(self.folder)
-            if self.dropped:
-                write_bytes(self._index, b"".join(_line(record) for record in self.records), private=True)
-            self._remove_orphans()
+            self._clear_leftovers()
             self._chunk = max((record.chunk for record in self.records), default=0)
             self._end = max((r.offset + r.length for r in self.records if r.chunk == self._chunk), default=0)
         elif self._end < CHUNK_BYTES or self._pending:
@@ -239,6 +237,13 @@ class RecordStore:
             self._file.truncate(self._end)
             self._file.seek(self._end)
         return self._file
+
+    def _clear_leftovers(self) -> None:
+        """Remove what a kill left behind, be it of an append or of a deletion: lines, partial files, chunks."""
+        remove_partial_files(self.folder)
+        if self.dropped:
+            write_bytes(self._index, b"".join(_line(record) for record in self.records), private=True)
+        self._remove_orphans()
 
     def _remove_orphans(self) -> None:
         used = {self._path(record.chunk) for record in self.records}

@@ -1,7 +1,7 @@
 """How much single examples have to do with others: influence scores from a gradient log, or without one."""
 
 import importlib
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any, cast
@@ -215,6 +215,10 @@ class _Changed(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return functional_call(self.__dict__["inner"], dict(self.values), args, kwargs)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Those of the model as it is: tasks ask them for their type and device."""
+        return self.__dict__["inner"].parameters(recurse)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["inner"], name)

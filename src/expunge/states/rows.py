@@ -11,35 +11,33 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from expunge.data import MapDataset
-from expunge.errors import AlreadyForgottenError, UnknownRowError
+from expunge.errors import UnknownRowError
 from expunge.tasks import Task
 from expunge.training.batches import in_order
 
 
 @dataclass(frozen=True)
 class RowLedger:
-    """Keyed 64-bit digests of the rows of a training set, a multiset, and of those deleted since.
+    """Keyed 64-bit digests of the rows of a training set, a multiset.
 
     Without the key a digest says nothing. The key lies beside the digests, so whoever holds the state can test whether
-    a row that they know was in training: a state belongs to the owner alone. A row that never was in training passes
-    for one with probability (rows / 2^64).
+    a row that they know is held: a state belongs to the owner alone. Nothing is therefore kept by which a deleted row
+    could be told from one that was never there. A row that never was in training passes for one with probability
+    (rows / 2^64).
 
     Attributes:
         key: (32,) uint8, drawn anew for each recorded state.
         present: (rows,) int64, sorted digests of the rows that are held.
-        removed: (removed,) int64, sorted digests of the rows that were deleted.
     """
 
     key: Tensor
     present: Tensor
-    removed: Tensor
 
     @classmethod
     def of(cls, inputs: Tensor, labels: Tensor) -> "RowLedger":
         """The ledger of these rows under a fresh key; see `digests` for the shapes."""
         key = torch.tensor(list(secrets.token_bytes(32)), dtype=torch.uint8)
-        empty = torch.empty(0, dtype=torch.int64)
-        ledger = cls(key, empty, empty)
+        ledger = cls(key, torch.empty(0, dtype=torch.int64))
         return replace(ledger, present=ledger.digests(inputs, labels).sort().values)
 
     def __len__(self) -> int:
@@ -67,41 +65,33 @@ class RowLedger:
         """The ledger without these rows; one that occurs several times is removed as often as it is given.
 
         Raises:
-            AlreadyForgottenError: A row was deleted before.
-            UnknownRowError: A row was never recorded.
+            UnknownRowError: A row was never recorded, or was deleted before.
         """
         wanted, counts = self.digests(inputs, labels).unique(return_counts=True)
         first = torch.searchsorted(self.present, wanted)
         last = torch.searchsorted(self.present, wanted, right=True)
         missing = counts > last - first
         if bool(missing.any()):
-            self._refuse(wanted[missing], int((counts - (last - first)).clamp(min=0).sum()), int(counts.sum()))
+            rows, asked = int((counts - (last - first)).clamp(min=0).sum()), int(counts.sum())
+            raise UnknownRowError(
+                f"{rows} of the {asked} forget rows are not, or no longer, among the {len(self.present)} rows of this "
+                "state: they were never in training, were deleted before, which a state does not remember, or more "
+                "copies of a row are to be forgotten than there are; leave those out, and pass the others as they were "
+                "recorded, with the same preprocessing and labels"
+            )
         kept = torch.ones(len(self.present), dtype=torch.bool)
         for start, count in zip(first.tolist(), counts.tolist(), strict=True):
             kept[start : start + count] = False
-        removed = torch.cat([self.removed, self.present[~kept]]).sort().values
-        return RowLedger(self.key, self.present[kept], removed)
+        return RowLedger(self.key, self.present[kept])
 
     def tensors(self) -> dict[str, Tensor]:
         """What is to be saved, under names that start with `rows.`."""
-        return {"rows.key": self.key, "rows.present": self.present, "rows.removed": self.removed}
+        return {"rows.key": self.key, "rows.present": self.present}
 
     @classmethod
     def restore(cls, tensors: dict[str, Tensor]) -> "RowLedger":
-        """From what `tensors` gave."""
-        return cls(tensors["rows.key"], tensors["rows.present"], tensors["rows.removed"])
-
-    def _refuse(self, missing: Tensor, rows: int, asked: int) -> None:
-        before = int(torch.isin(missing, self.removed).sum())
-        if before:
-            raise AlreadyForgottenError(
-                f"{before} of the {asked} forget rows were deleted from this state before; leave them out"
-            )
-        raise UnknownRowError(
-            f"{rows} of the {asked} forget rows are not among the {len(self.present)} rows of this state, so they were "
-            "never in training, or more copies of a row are to be forgotten than there are; pass rows as they were "
-            "recorded, with the same preprocessing and labels"
-        )
+        """From what `tensors` gave; what earlier versions kept of deleted rows is let go."""
+        return cls(tensors["rows.key"], tensors["rows.present"])
 
 
 def row_fields(task: Task, dataset: MapDataset) -> tuple[Tensor, Tensor]:

@@ -181,8 +181,7 @@ class Placement:
         """The rows that stay, and for each row that was there whether it goes: (rows,) bool.
 
         Raises:
-            UnknownRowError: A row was never trained on.
-            AlreadyForgottenError: A row was deleted before.
+            UnknownRowError: A row was never trained on, or was deleted before.
             ForgetSetError: No row would stay.
         """
         inputs, others = row_fields(task, forget)

@@ -99,8 +99,7 @@ class SufficientStatistics(ABC):
             targets: (rows, columns), as in `of`.
 
         Raises:
-            UnknownRowError: A row is not held.
-            AlreadyForgottenError: A row was deleted before.
+            UnknownRowError: A row is not held, or was deleted before.
             ForgetSetError: No row would stay.
             ShapeError: The number of features is not the recorded one.
             LostPrecisionError: The rows are so large that the sums without them have lost digits.

@@ -66,8 +66,7 @@ class UpdateLog:
         """The log without these rows and without the steps that they took part in, and those steps.
 
         Raises:
-            UnknownRowError: A row was not watched.
-            AlreadyForgottenError: A row was deleted before.
+            UnknownRowError: A row was not watched, or was deleted before.
         """
         inputs, others = row_fields(task, forget)
         rows = self.rows.remove(inputs, others)

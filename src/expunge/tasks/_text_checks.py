@@ -2,10 +2,11 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, cast
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from expunge.errors import ContextError, EmptyAnswerError, TokenizerError
 from expunge.tasks._text import Tokens
@@ -53,16 +54,53 @@ def require_fits(model: nn.Module, batch: Mapping[str, Any], tokenizer: PreTrain
     rows = cast(Any, model).get_input_embeddings().weight.shape[0]
     if tokenizer is not None:
         known = len(tokenizer)
-        if known > rows or rows > known + max(1024, known // 4):
+        if not _has_room(known, rows):
             raise TokenizerError(
                 f"the tokenizer has {known} tokens and the model {rows}: they do not belong together; load both "
                 "from the same place, or resize the model's embeddings"
             )
+        _require_same_ends(config, tokenizer, rows)
     elif int(batch["input_ids"].max()) >= rows:
         raise TokenizerError(
             f"a token is {int(batch['input_ids'].max())}, outside the model's vocabulary of {rows}; tokenise with "
             "the model's own tokenizer"
         )
+
+
+def _has_room(known: int, rows: int) -> bool:
+    """Whether so many rows are what `known` tokens get: as many, or more as they are padded or kept in reserve."""
+    padded = any(rows % multiple == 0 and rows - known < multiple for multiple in (8, 64, 128))
+    return known <= rows and (padded or rows - known <= known // _RESERVE)
+
+
+def _require_same_ends(config: object, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Refuse a tokenizer whose tokens for beginning, end and padding are others than those of the model."""
+    if not isinstance(config, PreTrainedConfig):
+        return
+    usual = _defaults(type(config))
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        said, own = getattr(config, name, None), cast("int | None", getattr(tokenizer, name))
+        ids = [each for each in (said if isinstance(said, list) else [said]) if isinstance(each, int)]
+        # what its class brings along says nothing of a model with a vocabulary of its own, and may even lie outside it
+        inherited = said == usual.get(name) and rows != usual.get("vocab_size")
+        if own is None or inherited or not any(0 <= each < rows for each in ids) or own in ids:
+            continue
+        # padding by a token that is there for something else is a choice, and padded places count for nothing
+        if name == "pad_token_id" and own in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
+            continue
+        raise TokenizerError(
+            f"{name} is {own} to the tokenizer and {said} to the model: they do not belong together; load both from "
+            "the same place, or give the model's config the tokenizer's where they are meant to differ"
+        )
+
+
+@cache
+def _defaults(kind: type[PreTrainedConfig]) -> dict[str, Any]:
+    return kind().to_dict()
+
+
+# Published checkpoints have up to 2.4 % more rows than tokens (DeepSeek-LLM 7B: 102,400 for 100,015).
+_RESERVE = 8
 
 
 def takes_logits_to_keep(model: nn.Module) -> bool:

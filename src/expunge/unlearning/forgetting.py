@@ -20,6 +20,7 @@ from expunge.methods import Forgotten, Method
 from expunge.problem import Problem, require_finite
 from expunge.storage import digest_model, digest_tensors, ensure_writable, write_bytes
 from expunge.training import CheckpointFolder, Execution, Run, over_batches, reproducible, seed_globals
+from expunge.unlearning.overlap import require_apart
 from expunge.unlearning.record import Record, describe_data, describe_state, digest_of, keyed, plain
 from expunge.unlearning.result import KEY_FILE, Unlearned, read_key
 
@@ -51,7 +52,8 @@ def unlearn(
         ModelError: Processes hold different models, or the model gives no finite loss on its own data.
         SettingError: A setting has a value that cannot be used.
         DataError: An example cannot be used with the model. Labels are checked before anything is computed.
-        ForgetSetError: The labels contradict the problem's `classes`.
+        ForgetSetError: The labels contradict the problem's `classes`, or pictures to be forgotten are also in the
+            surrogate.
         DivergedError: The objective became NaN or infinite.
         CheckpointError: There are checkpoints that cannot be used, of another run or made under other conditions.
 
@@ -67,6 +69,7 @@ def unlearn(
     _require_same_everywhere(run, original_digest)
     with reproducible(run.execution.threads):
         problem.check_labels()
+        require_apart(problem, run)
         key = _key_for(run, folder, resume=resume)
         data = describe_data(problem, key)
         if folder is not None:

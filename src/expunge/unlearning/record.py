@@ -40,6 +40,52 @@ class StateRecord(BaseModel):
     after: str | None = None
 
 
+class TrialRecord(BaseModel):
+    """A method as it was tried on a rehearsal.
+
+    Attributes:
+        method: Its name.
+        rate: Multiple of its published rate.
+        settings: All settings.
+        gap: Root mean square of the standardised distances from the rehearsal's oracles; None where it diverged.
+        seconds: Wall time.
+        note: Why it could not be chosen, if so.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str
+    rate: float
+    settings: dict[str, Any]
+    gap: float | None
+    seconds: float
+    note: str = ""
+
+
+class Choice(BaseModel):
+    """How a method was chosen: what was tried on a rehearsal, nearest to retraining first.
+
+    Attributes:
+        budget: Of the run, in words.
+        rehearsal: In what the rehearsal resembled the request.
+        oracles: How many models were retrained for it.
+        gaps_of_oracles: What each of them comes to among the others; empty where there are fewer than three.
+        ranking: The trials.
+        chosen: Which of them was run.
+        left_out: By name of a method, why it was not tried.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    budget: str
+    rehearsal: str
+    oracles: int
+    gaps_of_oracles: list[float]
+    ranking: list[TrialRecord]
+    chosen: int
+    left_out: dict[str, str]
+
+
 class Record(BaseModel):
     """What was done to a model: enough to repeat it, and nothing about anyone's data.
 
@@ -72,6 +118,7 @@ class Record(BaseModel):
     peak_memory_bytes: int
     execution: dict[str, Any]
     versions: dict[str, str]
+    choice: Choice | None = None
     finished: datetime
     seal: str = ""
 
@@ -85,7 +132,9 @@ class Record(BaseModel):
 
     def _seal(self, key: bytes) -> str:
         # a method of the user's own may have settings that no file can hold; it can be run, and not saved
-        said = self.model_dump(mode="json", exclude={"seal"}, fallback=lambda value: type(value).__name__)
+        # records from before methods were chosen say nothing of a choice, and their seals hold
+        unsaid = {"seal"} if self.choice is not None else {"seal", "choice"}
+        said = self.model_dump(mode="json", exclude=unsaid, fallback=lambda value: type(value).__name__)
         return hmac.digest(key, json_bytes(said), "sha256").hex()
 
 

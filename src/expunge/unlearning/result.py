@@ -18,7 +18,7 @@ from expunge.states import STATE_FILE, load_state, state_bytes
 from expunge.storage import digest_model, digest_tensors, json_bytes, read_tensors, tensors_bytes, write_files
 from expunge.tasks import CausalLM
 from expunge.training import reproducible
-from expunge.unlearning.record import RECORD_FILE, Record, describe_data, keyed, plain, read_record
+from expunge.unlearning.record import RECORD_FILE, Choice, Record, describe_data, keyed, plain, read_record
 
 MODEL_FILE = "model.safetensors"
 KEY_FILE = "forget.key"
@@ -47,6 +47,13 @@ class Unlearned:
     def started_from(self, model: nn.Module) -> bool:
         """Whether a model is the original that this one was made from, told by the record's keyed digest."""
         return keyed(digest_model(model), self.key) == self.record.original_digest
+
+    def chosen_by(self, choice: Choice | None) -> "Unlearned":
+        """The same with the record saying how the method was chosen, sealed anew; as it is where nothing is to say."""
+        if choice is None:
+            return self
+        record = self.record.model_copy(update={"choice": choice}).sealed(self.key)
+        return dataclasses.replace(self, record=record)
 
     def save(self, folder: str | Path, *, key_path: str | Path | None = None) -> None:
         """Write the weights, the record and, readable by the owner only, the key and the state.
