@@ -38,12 +38,16 @@ def machine() -> dict[str, Any]:
 
 @dataclass
 class Results:
-    """The cells of one benchmark at one size; a cell that is there is not computed again."""
+    """The cells of one benchmark at one size; a cell that is there is not computed again.
+
+    A benchmark of several parts has a file for each.
+    """
 
     name: str
     size: Size
     settings: dict[str, Any]
     cells: dict[str, Any] = field(default_factory=dict)
+    part: str = ""
 
     def __post_init__(self) -> None:
         """Read what an earlier run left."""
@@ -56,7 +60,8 @@ class Results:
     @property
     def path(self) -> Path:
         """The JSON file."""
-        return FOLDER / f"{self.name}-{self.size.name}{'-gpu' if torch.cuda.is_available() else ''}.json"
+        name = f"{self.name}-{self.part}" if self.part else self.name
+        return FOLDER / f"{name}-{self.size.name}{'-gpu' if torch.cuda.is_available() else ''}.json"
 
     @property
     def figure(self) -> Path:
