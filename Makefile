@@ -4,14 +4,19 @@ BENCH ?= unsir_cifar10
 SIZE ?= quick
 VENV := .venv
 RUN := $(VENV)/bin
+# A core a file, and a thread a core: threads that share tiny sums only wait.
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: demo test lint docs bench install clean
+.PHONY: demo test test-slow lint docs bench install clean
 
 demo: $(VENV)/.installed
 	$(RUN)/expunge demo --output expunge-demo
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN)/python -m pytest -n auto --dist loadfile  # a core a file: threads that share tiny sums only wait
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.installed-dev
 	$(RUN)/ruff check .
