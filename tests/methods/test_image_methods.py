@@ -181,6 +181,36 @@ def test_both_terms_hide_the_same_pixels(trained: Callable[..., Problem], monkey
     assert any(not torch.equal(one[0], other[0]) for one, other in itertools.pairwise(steps)), "each step has its own"
 
 
+@pytest.mark.parametrize("family", restoring.FAMILIES)
+def test_micro_batches_draw_what_the_whole_batch_would(family: str, trained: Callable[..., Problem]) -> None:
+    problem = trained(family)
+    method = LatentRemap(**{**SETTINGS, "epochs": 1}, target="noise latent", algorithm=Algorithm.SGD)
+    whole, cut = (
+        unlearn(problem, method, execution=dataclasses.replace(tiny.QUIET, micro_batch_size=size)).record.phases[0]
+        for size in (None, 5)
+    )
+    assert cut.history == pytest.approx(whole.history, rel=1e-4)
+
+
+def test_pieces_of_a_step_hide_other_pixels_and_both_terms_the_same(
+    trained: Callable[..., Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, masks = trained(), []
+    real = MaskedAutoencoder.training_mask
+
+    def seen(self: MaskedAutoencoder, model: nn.Module, shape: Any, draw: Draw) -> Tensor:
+        masks.append(real(self, model, shape, draw))
+        return masks[-1]
+
+    monkeypatch.setattr(MaskedAutoencoder, "training_mask", seen)
+    method = MaxLoss(**{**SETTINGS, "batch_size": 40, "epochs": 0.5})
+    unlearn(problem, method, execution=dataclasses.replace(tiny.QUIET, micro_batch_size=10))
+    masks = masks[-8:]  # of the only step; those before belong to the bound
+    pieces, others = masks[:4], masks[4:]
+    assert all(torch.equal(one, other) for one, other in zip(pieces, others, strict=True))
+    assert len({piece.numpy().tobytes() for piece in pieces}) == len(pieces)
+
+
 def test_a_place_that_is_drawn_anew_at_each_step_cannot_be_learned(
     trained: Callable[..., Problem], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from expunge.tasks import ImageToImage
 from expunge.tasks.image_to_image import ImageBatch
 from expunge.training import Algorithm, Objective, Optimizer, Run, Schedule, Term
 from expunge.training.batches import fetch
+from expunge.training.seeds import places_in_step
 
 Held = Literal["retain", "surrogate", "none"]
 
@@ -108,8 +109,15 @@ class EncoderOf(nn.Module):
 
 
 def step_draw() -> Draw:
-    """Random numbers of this step, the same for every term of it, as long as their batches are equally large."""
-    return Draw(torch.initial_seed())
+    """Random numbers of this step, one row for each place in it, whatever micro batches it is cut into.
+
+    They are the same for every term of the step, as long as their batches are equally large.
+    """
+    seed, found = torch.initial_seed(), places_in_step()
+    if found is None:
+        return Draw(seed)
+    rows, whole = found
+    return Draw(seed, rows=rows, whole=whole)
 
 
 def image_draw(run: Run, batch: ImageBatch) -> Draw:
