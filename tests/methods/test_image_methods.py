@@ -39,7 +39,7 @@ from expunge.methods import (
     RetainLabel,
     Stage,
 )
-from expunge.methods._extrapolation import FACTORS, largest_harmless, with_weights
+from expunge.methods._extrapolation import FACTORS, largest_harmless, parted, with_weights
 from expunge.methods._images import latent_distance, matched_noise, partners, step_draw
 from expunge.methods._neighbours import candidates_of, mean_of_nearest
 from expunge.problem import split
@@ -286,6 +286,23 @@ def test_the_factor_found_is_recorded_and_acts(trained: Callable[..., Problem]) 
             for c in (1.0, 4.0)
         )
         assert much > little, "further from the forget images"
+
+
+def test_a_list_of_a_whole_kind_is_tried_on_kept_kinds_alone(trained: Callable[..., Problem]) -> None:
+    problem = trained()
+    listed = dataclasses.replace(problem, classes=())
+    kept = dataclasses.replace(listed, holdout=subset(UNSEEN, torch.arange(25, 75)))
+    of_all, of_kept, by_class = (
+        unlearn(each, Extrapolate(**SETTINGS), execution=tiny.QUIET).model for each in (listed, kept, problem)
+    )
+    for name, weight in of_kept.state_dict().items():
+        assert torch.equal(of_all.state_dict()[name], weight)
+        assert torch.equal(by_class.state_dict()[name], weight)
+    run = Run(problem.task, 0, tiny.QUIET)
+    assert set(problem.task.labels_of(parted(listed, run)[1]).tolist()) == {1, 2}
+    some = split(DATA, indices=[0, 45])
+    partly = dataclasses.replace(problem, forget=some.forget, retain=some.retain, classes=())
+    assert set(problem.task.labels_of(parted(partly, run)[1]).tolist()) == {0, 1, 2}, "kinds that are kept in part stay"
 
 
 @pytest.mark.parametrize("chunk", [3, 64, 1000])

@@ -75,11 +75,11 @@ class Plan:
                 for piece, places in enumerate(torch.arange(len(mine)).tensor_split(pieces)):
                     seed = derive(self.seed, "fetch", step, number, piece, self.rank)
                     idle = len(places) == 0
-                    at = torch.zeros(1, dtype=torch.int64) if idle else places
-                    shown = batch[:1] if idle else mine[at]
+                    taken = torch.zeros(1, dtype=torch.int64) if idle else places
+                    shown = batch[:1] if idle else mine[taken]
                     order_of = _by_part(term, shown)
                     own = max(len(mine), 1)
-                    requests.append(Request(number, shown[order_of], len(batch), seed, at[order_of], own, idle))
+                    requests.append(Request(number, shown[order_of], len(batch), seed, taken[order_of], own, idle))
             yield requests
 
     def _turns(self) -> Iterator[tuple[int, Term, int, int]]:
