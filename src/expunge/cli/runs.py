@@ -222,8 +222,8 @@ def _save(unlearned: Unlearned, job: Job, folder: Path) -> None:
 def _load(folder: Path, problem: Problem, job: Job, *, shadows: int) -> Unlearned:
     method = named_method_of(job, read_record(folder)) if shadows else None
     unlearned = Unlearned.load(folder, problem, key_path=job.key_in(folder), method=method)
-    given = {"forget": problem.forget, "retain": problem.retain, "holdout": problem.holdout}
-    absent = [name for name in unlearned.record.data if given[name] is None]
+    given = problem.datasets()
+    absent = [name for name in unlearned.record.data if name not in given]
     if absent:
         raise SavedModelError(
             f"the job has no {' and no '.join(absent)} set, but {folder / RECORD_FILE} speaks of one; put it back into "
