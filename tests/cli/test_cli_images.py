@@ -59,6 +59,10 @@ def quarters() -> FeatureNetwork:
     return FeatureNetwork("means of quarters", Means())
 
 
+def maps() -> FeatureNetwork:
+    return FeatureNetwork("maps", nn.AdaptiveAvgPool2d(2))
+
+
 @pytest.fixture
 def job(jobs: JobFolder) -> JobFolder:
     """Forget a kind of picture with a masked autoencoder that lies in a folder."""
@@ -115,6 +119,23 @@ def test_a_surrogate_that_holds_pictures_to_be_forgotten_is_refused_with_their_n
     result = job.run("--output", job.output)
     assert result.exit_code == 2, result.output
     assert "3 of 24 pictures to be forgotten are also in the surrogate" in " ".join(result.stderr.split())
+    assert job.outputs() == set()
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [("quarters", "needs more than 4 pictures of each set, and there are 4"), ("maps", "features of maps")],
+)
+def test_what_the_audit_cannot_measure_is_refused_before_anything_is_unlearned(
+    job: JobFolder, network: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("expunge.cli.runs.unlearn", lambda *_, **__: pytest.fail("unlearned"))
+    job.job["recipe"] = {"epochs": 1, "batch_size": 24}
+    job.job["audit"] = {"oracles": 2, "network": f"test_cli_images:{network}", "pictures": {"count": 4}}
+    result = job.run("--output", job.output)
+    assert result.exit_code == 2, result.output
+    assert "Unlearning with" not in result.output
+    assert said in " ".join(result.stderr.split())
     assert job.outputs() == set()
 
 

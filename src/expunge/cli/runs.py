@@ -9,6 +9,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from expunge.audit import AuditSettings, Evidence, FleetSettings, Level, audit
+from expunge.audit.auditing import require_measurable
 from expunge.audit.choosing import ExecutorName, Expected
 from expunge.audit.evidence import EVIDENCE_FILE
 from expunge.audit.shadows import require_unlearnable
@@ -93,6 +94,10 @@ def run_job(job: Job, folder: Path, *, resume: bool, say: Say) -> Outcome:
     prepared = prepare(job)
     for note in prepared.notes:
         say(f"  {note}")
+    if job.audit is not None:
+        require_measurable(
+            prepared.problem, seed=job.seed, settings=settings, execution=execution, network=prepared.network
+        )
     choice = None
     if method is None:
         found = recommended(job, prepared, auto or Auto(), say)
