@@ -182,9 +182,11 @@ def test_both_terms_hide_the_same_pixels(trained: Callable[..., Problem], monkey
 
 
 @pytest.mark.parametrize("family", restoring.FAMILIES)
-def test_micro_batches_draw_what_the_whole_batch_would(family: str, trained: Callable[..., Problem]) -> None:
+@pytest.mark.parametrize("kind", [LatentRemap, RandomEncoder])
+def test_micro_batches_draw_what_the_whole_batch_would(kind: Any, family: str, trained: Callable[..., Problem]) -> None:
     problem = trained(family)
-    method = LatentRemap(**{**SETTINGS, "epochs": 1}, target="noise latent", algorithm=Algorithm.SGD)
+    target = {"target": "noise latent"} if kind is LatentRemap else {}
+    method = kind(**{**SETTINGS, "epochs": 1}, algorithm=Algorithm.SGD, **target)
     whole, cut = (
         unlearn(problem, method, execution=dataclasses.replace(tiny.QUIET, micro_batch_size=size)).record.phases[0]
         for size in (None, 5)
@@ -240,15 +242,38 @@ def test_the_loss_of_max_loss_is_bounded(trained: Callable[..., Problem]) -> Non
     assert min(history) < -0.5 * as_noise, "and it is reached"
 
 
-def test_a_partner_is_always_the_same_and_from_the_held_data(trained: Callable[..., Problem]) -> None:
-    problem = trained()
-    batch = problem.task.stack(problem.forget[:])
-    found = partners(problem.task, problem.retain, batch)
-    part = {name: values[[3, 8]] for name, values in batch.items()}
-    assert torch.equal(partners(problem.task, problem.retain, part), found[[3, 8]])
-    held = {tuple(image.flatten().tolist()) for image in problem.retain[:][0]}
-    assert {tuple(image.flatten().tolist()) for image in found} <= held
-    assert len(found.unique(dim=0)) > 10
+@pytest.mark.parametrize(("forget", "held"), [(40, 80), (30, 30), (50, 20)])
+def test_partners_follow_the_seed_and_are_shared_as_little_as_can_be(forget: int, held: int) -> None:
+    first, again, other = (partners(Run(restoring.MAE, seed, tiny.QUIET), forget, held) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    uses = first.bincount(minlength=held)
+    assert len(first) == forget
+    assert int(uses.max()) <= -(-forget // held)
+
+
+def test_a_forget_image_is_answered_as_its_partner(
+    trained: Callable[..., Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, real = trained(), MaskedAutoencoder.predict
+    pairs: dict[tuple[float, ...], tuple[float, ...]] = {}
+    calls: list[Tensor] = []
+
+    def seen(self: MaskedAutoencoder, model: nn.Module, images: Tensor, hidden: Tensor, draw: Draw) -> Any:
+        calls.append(images)
+        return real(self, model, images, hidden, draw)
+
+    monkeypatch.setattr(MaskedAutoencoder, "predict", seen)
+    unlearn(problem, RetainLabel(**{**SETTINGS, "batch_size": 40, "epochs": 3}), execution=tiny.QUIET)
+    sets = (problem.forget, problem.retain)
+    forget, held = ({tuple(image.flatten().tolist()) for image in data[:][0]} for data in sets)
+    calls = [images for images in calls if len(images) == 40]  # those of steps; a run begins with a single image
+    for wanted, own in zip(calls[::2], calls[1::2], strict=True):
+        for partner, image in zip(wanted.flatten(1).tolist(), own.flatten(1).tolist(), strict=True):
+            if tuple(image) in forget:
+                assert pairs.setdefault(tuple(image), tuple(partner)) == tuple(partner), "always the same"
+                assert tuple(partner) in held
+    assert len(pairs) == len(set(pairs.values())) == len(problem.forget), "and no other's"
 
 
 def test_noise_has_the_mean_and_deviation_of_the_batch() -> None:

@@ -15,6 +15,7 @@ from expunge.tasks import ImageToImage
 from expunge.tasks.image_to_image import ImageBatch
 from expunge.training import Algorithm, Objective, Optimizer, Run, Schedule, Term
 from expunge.training.batches import fetch
+from expunge.training.objective import ReferredObjective
 from expunge.training.seeds import places_in_step
 
 Held = Literal["retain", "surrogate", "none"]
@@ -84,11 +85,28 @@ class ImageMethod(Method):
         return {"retain": problem.retain, "surrogate": problem.surrogate, "none": None}[self.held]
 
     def minimise(
-        self, problem: Problem, run: Run, phase: str, model: nn.Module, forget: Objective, hold: Objective
+        self,
+        problem: Problem,
+        run: Run,
+        phase: str,
+        model: nn.Module,
+        forget: Objective | ReferredObjective,
+        hold: Objective,
+        reference: Tensor | None = None,
     ) -> None:
-        """Train in evaluation mode on one batch of either set a step; an epoch is a pass over the larger."""
-        data = self.held_data(problem)
-        terms = [Term(cast(MapDataset, problem.forget), forget, self.forget_weight, self.batch_size)]
+        """Train in evaluation mode on one batch of either set a step; an epoch is a pass over the larger.
+
+        Args:
+            problem: What is to be forgotten.
+            run: Where it belongs to.
+            phase: Name of the phase.
+            model: What is trained.
+            forget: Of forget images.
+            hold: Of held images.
+            reference: (forget images, ...) what is known beforehand of each forget image, for `forget`.
+        """
+        data, forgotten = self.held_data(problem), cast(MapDataset, problem.forget)
+        terms = [Term(forgotten, forget, self.forget_weight, self.batch_size, reference=reference)]
         if data is not None:
             terms.append(Term(data, hold, 1.0, self.batch_size))
         terms.sort(key=lambda term: -term.steps_per_epoch)
@@ -137,7 +155,15 @@ def matched_noise(images: Tensor, draw: Draw) -> Tensor:
     return (noise * images.std() + images.mean()).clamp(0, 1)
 
 
-def partners(task: ImageToImage, data: MapDataset, batch: ImageBatch) -> Tensor:
-    """For each image of a batch another one from `data`, always the same: (batch, channels, height, width)."""
-    found = fetch(task, [View.of(data)], batch["positions"].cpu() % len(data))
-    return cast(Tensor, found["images"]).to(batch["images"].device)
+def partners(run: Run, forget: int, held: int) -> Tensor:
+    """For each of so many forget images the number of a held one, (forget,) int64.
+
+    They follow from the run's seed. No two forget images share one, unless there are more of them than held ones.
+    """
+    draw, rounds = run.generator("partners"), -(-forget // held)
+    return torch.cat([torch.randperm(held, generator=draw) for _ in range(rounds)])[:forget]
+
+
+def images_at(task: ImageToImage, view: View, places: Tensor) -> Tensor:
+    """Images of a dataset at some places, on the device of `places`: (places, channels, height, width)."""
+    return cast(Tensor, fetch(task, [view], places.cpu())["images"]).to(places.device)
