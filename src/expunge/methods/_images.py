@@ -64,8 +64,16 @@ class ImageMethod(Method):
         require_one_of(self, "schedule", Schedule)
 
     def require(self, problem: Problem) -> None:
-        """Raise unless the problem holds the forget set and what the model is to be held on."""
+        """Raise unless the problem holds the forget set and what the model is to be held on.
+
+        Raises:
+            MissingNeedError: It does not.
+            EncoderError: The task names an encoder that the model has not, or that reaches into the decoder.
+        """
         super().require(problem)
+        family = cast(ImageToImage, problem.task).family
+        if family.encoder is not None:
+            family.parts(problem.model)
         if self.held != "none":
             require_need(type(self).__name__, problem, Need(self.held))
 
