@@ -237,6 +237,19 @@ def split(
     )
 
 
+def forgotten_kinds(task: Task, forget: MapDataset | None, retain: MapDataset | None) -> Tensor:
+    """Labels that occur in the forget set and not in the retain set, sorted: (kinds,) int64; none without labels.
+
+    Where a person or a list is to be forgotten, these are the kinds of which nothing is kept.
+    """
+    nothing = torch.empty(0, dtype=torch.int64)
+    forgotten = task.labels_of(forget) if forget is not None else None
+    if forgotten is None or retain is None:
+        return nothing
+    kept = task.labels_of(retain)
+    return nothing if kept is None else torch.from_numpy(np.setdiff1d(forgotten.numpy(), kept.numpy()))
+
+
 def require_finite(model: nn.Module) -> None:
     """Raise NonFiniteModelError, naming the tensor, where a model holds NaN or infinity."""
     for name, tensor in model.state_dict().items():

@@ -40,12 +40,27 @@ def training_pictures() -> TensorDataset:
     return restoring.pictures()
 
 
+def other_pictures() -> TensorDataset:
+    """Kinds of picture that the training data have not."""
+    images, labels = restoring.pictures(20, seed=3).tensors
+    return TensorDataset(images.flip(2), labels + 50)
+
+
+def overlapping_pictures() -> TensorDataset:
+    images, labels = other_pictures().tensors
+    return TensorDataset(torch.cat([images, restoring.pictures().tensors[0][:3]]), torch.cat([labels, labels[:3]]))
+
+
 def quarters() -> FeatureNetwork:
     class Means(nn.Module):
         def forward(self, pictures: Tensor) -> Tensor:
             return nn.functional.adaptive_avg_pool2d(pictures, 2).flatten(1)
 
     return FeatureNetwork("means of quarters", Means())
+
+
+def maps() -> FeatureNetwork:
+    return FeatureNetwork("maps", nn.AdaptiveAvgPool2d(2))
 
 
 @pytest.fixture
@@ -83,6 +98,45 @@ def test_a_job_forgets_audits_and_shows_pictures(job: JobFolder) -> None:
     assert found.restorations[0].unlearned.feature_network == "means of quarters"
     assert "<image" in (job.output / "report.html").read_text(encoding="utf-8")
     assert {curve.name for curve in found.curves} == {"relearning", "relearning, head refitted"}
+
+
+def test_a_job_gives_a_surrogate(job: JobFolder) -> None:
+    job.job["task"] |= {"names": ["stripes", "chessboard", "ramp"]}
+    job.job["data"] |= {"surrogate": {"python": "test_cli_images:other_pictures"}}
+    job.job["method"] |= {"held": "surrogate"}
+    result = job.run("--output", job.output)
+    assert result.exit_code == 0, result.output
+    assert job.record()["data"]["surrogate"]["examples"] == 60
+    again = job.run("--output", job.output, "--resume")
+    assert again.exit_code == 0, again.output
+    del job.job["data"]["surrogate"]
+    assert "surrogate" in job.run("--output", job.output, "--resume").stderr
+
+
+def test_a_surrogate_that_holds_pictures_to_be_forgotten_is_refused_with_their_number(job: JobFolder) -> None:
+    job.job["data"] |= {"surrogate": {"python": "test_cli_images:overlapping_pictures"}}
+    job.job["method"] |= {"held": "surrogate"}
+    result = job.run("--output", job.output)
+    assert result.exit_code == 2, result.output
+    assert "3 of 24 pictures to be forgotten are also in the surrogate" in " ".join(result.stderr.split())
+    assert job.outputs() == set()
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [("quarters", "needs more than 4 pictures of each set, and there are 4"), ("maps", "features of maps")],
+)
+def test_what_the_audit_cannot_measure_is_refused_before_anything_is_unlearned(
+    job: JobFolder, network: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("expunge.cli.runs.unlearn", lambda *_, **__: pytest.fail("unlearned"))
+    job.job["recipe"] = {"epochs": 1, "batch_size": 24}
+    job.job["audit"] = {"oracles": 2, "network": f"test_cli_images:{network}", "pictures": {"count": 4}}
+    result = job.run("--output", job.output)
+    assert result.exit_code == 2, result.output
+    assert "Unlearning with" not in result.output
+    assert said in " ".join(result.stderr.split())
+    assert job.outputs() == set()
 
 
 def models(folder: Path, family: str) -> tuple[nn.Module, dict[str, Any]]:

@@ -267,3 +267,17 @@ def save_pictures(folder: Path, counts: dict[str, int]) -> None:
         (folder / name).mkdir(parents=True)
         for number in range(count):
             Image.fromarray(random.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / name / f"{number}.png")
+
+
+def test_a_surrogate_is_read_like_the_holdout(jobs: JobFolder) -> None:
+    rows = pd.DataFrame({"age": [1.0, 2, 3, 4], "dose": [4.0, 3, 2, 1], "weight": [1.0, 1, 2, 2]})
+    for name, kinds in (("train", ["a", "b", "c", "d"]), ("stand_in", ["d", "d", "a", "b"])):
+        rows.assign(diagnosis=kinds, patient_id=["003", "007", "1", "2"]).to_csv(
+            jobs.folder / f"{name}.csv", index=False
+        )
+    table_job(jobs, {"csv": "train.csv", "features": ["age", "dose", "weight"]})
+    jobs.job["data"]["surrogate"] = {"csv": "stand_in.csv", "label": "diagnosis"}
+    found = problem_of(jobs).surrogate
+    assert found is not None
+    assert column(found, 1).tolist() == [3, 3, 0, 1], "classes are numbered as in the training data"
+    assert torch.equal(found[0][0], torch.tensor([1.0, 4.0, 1.0]))

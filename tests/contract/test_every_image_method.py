@@ -16,6 +16,7 @@ import restoring
 import tiny
 from expunge import ImageToImage, Need, Problem, Record, unlearn
 from expunge.errors import EncoderError, MissingNeedError, SettingError, UnsupportedTaskError
+from expunge.image_models import MaskedAutoencoder
 from expunge.methods import (
     Extrapolate,
     FineTune,
@@ -131,6 +132,22 @@ def test_a_part_of_the_encoder_is_all_that_is_trained(problem: Callable[[str], P
     task = dataclasses.replace(given.task, family=wide)
     with pytest.raises(EncoderError, match="covers 2 parameters that the decoder uses"):
         unlearn(dataclasses.replace(given, task=task), OWN["LatentRemap"], execution=tiny.QUIET)
+
+
+@pytest.mark.parametrize("paths", [("vit.layers.9",), ("vit", "decoder.decoder_embed")])
+def test_an_encoder_that_cannot_be_is_refused_before_data_are_read(paths: tuple[str, ...]) -> None:
+    class Unread:
+        def __len__(self) -> int:
+            return 5
+
+        def __getitem__(self, index: int) -> Any:
+            pytest.fail("read")
+
+    task = dataclasses.replace(restoring.MAE, family=MaskedAutoencoder(encoder=paths))
+    given = Problem(restoring.vit_mae(), task, Unread(), Unread())
+    for method in OWN.values():
+        with pytest.raises(EncoderError):
+            unlearn(given, method, execution=tiny.QUIET)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ from expunge.methods import (
     RetainLabel,
     Stage,
 )
-from expunge.methods._extrapolation import FACTORS, largest_harmless, with_weights
+from expunge.methods._extrapolation import FACTORS, largest_harmless, parted, with_weights
 from expunge.methods._images import latent_distance, matched_noise, partners, step_draw
 from expunge.methods._neighbours import candidates_of, mean_of_nearest
 from expunge.problem import split
@@ -181,6 +181,38 @@ def test_both_terms_hide_the_same_pixels(trained: Callable[..., Problem], monkey
     assert any(not torch.equal(one[0], other[0]) for one, other in itertools.pairwise(steps)), "each step has its own"
 
 
+@pytest.mark.parametrize("family", restoring.FAMILIES)
+@pytest.mark.parametrize("kind", [LatentRemap, RandomEncoder])
+def test_micro_batches_draw_what_the_whole_batch_would(kind: Any, family: str, trained: Callable[..., Problem]) -> None:
+    problem = trained(family)
+    target = {"target": "noise latent"} if kind is LatentRemap else {}
+    method = kind(**{**SETTINGS, "epochs": 1}, algorithm=Algorithm.SGD, **target)
+    whole, cut = (
+        unlearn(problem, method, execution=dataclasses.replace(tiny.QUIET, micro_batch_size=size)).record.phases[0]
+        for size in (None, 5)
+    )
+    assert cut.history == pytest.approx(whole.history, rel=1e-4)
+
+
+def test_pieces_of_a_step_hide_other_pixels_and_both_terms_the_same(
+    trained: Callable[..., Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, masks = trained(), []
+    real = MaskedAutoencoder.training_mask
+
+    def seen(self: MaskedAutoencoder, model: nn.Module, shape: Any, draw: Draw) -> Tensor:
+        masks.append(real(self, model, shape, draw))
+        return masks[-1]
+
+    monkeypatch.setattr(MaskedAutoencoder, "training_mask", seen)
+    method = MaxLoss(**{**SETTINGS, "batch_size": 40, "epochs": 0.5})
+    unlearn(problem, method, execution=dataclasses.replace(tiny.QUIET, micro_batch_size=10))
+    masks = masks[-8:]  # of the only step; those before belong to the bound
+    pieces, others = masks[:4], masks[4:]
+    assert all(torch.equal(one, other) for one, other in zip(pieces, others, strict=True))
+    assert len({piece.numpy().tobytes() for piece in pieces}) == len(pieces)
+
+
 def test_a_place_that_is_drawn_anew_at_each_step_cannot_be_learned(
     trained: Callable[..., Problem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,15 +242,38 @@ def test_the_loss_of_max_loss_is_bounded(trained: Callable[..., Problem]) -> Non
     assert min(history) < -0.5 * as_noise, "and it is reached"
 
 
-def test_a_partner_is_always_the_same_and_from_the_held_data(trained: Callable[..., Problem]) -> None:
-    problem = trained()
-    batch = problem.task.stack(problem.forget[:])
-    found = partners(problem.task, problem.retain, batch)
-    part = {name: values[[3, 8]] for name, values in batch.items()}
-    assert torch.equal(partners(problem.task, problem.retain, part), found[[3, 8]])
-    held = {tuple(image.flatten().tolist()) for image in problem.retain[:][0]}
-    assert {tuple(image.flatten().tolist()) for image in found} <= held
-    assert len(found.unique(dim=0)) > 10
+@pytest.mark.parametrize(("forget", "held"), [(40, 80), (30, 30), (50, 20)])
+def test_partners_follow_the_seed_and_are_shared_as_little_as_can_be(forget: int, held: int) -> None:
+    first, again, other = (partners(Run(restoring.MAE, seed, tiny.QUIET), forget, held) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    uses = first.bincount(minlength=held)
+    assert len(first) == forget
+    assert int(uses.max()) <= -(-forget // held)
+
+
+def test_a_forget_image_is_answered_as_its_partner(
+    trained: Callable[..., Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, real = trained(), MaskedAutoencoder.predict
+    pairs: dict[tuple[float, ...], tuple[float, ...]] = {}
+    calls: list[Tensor] = []
+
+    def seen(self: MaskedAutoencoder, model: nn.Module, images: Tensor, hidden: Tensor, draw: Draw) -> Any:
+        calls.append(images)
+        return real(self, model, images, hidden, draw)
+
+    monkeypatch.setattr(MaskedAutoencoder, "predict", seen)
+    unlearn(problem, RetainLabel(**{**SETTINGS, "batch_size": 40, "epochs": 3}), execution=tiny.QUIET)
+    sets = (problem.forget, problem.retain)
+    forget, held = ({tuple(image.flatten().tolist()) for image in data[:][0]} for data in sets)
+    calls = [images for images in calls if len(images) == 40]  # those of steps; a run begins with a single image
+    for wanted, own in zip(calls[::2], calls[1::2], strict=True):
+        for partner, image in zip(wanted.flatten(1).tolist(), own.flatten(1).tolist(), strict=True):
+            if tuple(image) in forget:
+                assert pairs.setdefault(tuple(image), tuple(partner)) == tuple(partner), "always the same"
+                assert tuple(partner) in held
+    assert len(pairs) == len(set(pairs.values())) == len(problem.forget), "and no other's"
 
 
 def test_noise_has_the_mean_and_deviation_of_the_batch() -> None:
@@ -256,6 +311,23 @@ def test_the_factor_found_is_recorded_and_acts(trained: Callable[..., Problem]) 
             for c in (1.0, 4.0)
         )
         assert much > little, "further from the forget images"
+
+
+def test_a_list_of_a_whole_kind_is_tried_on_kept_kinds_alone(trained: Callable[..., Problem]) -> None:
+    problem = trained()
+    listed = dataclasses.replace(problem, classes=())
+    kept = dataclasses.replace(listed, holdout=subset(UNSEEN, torch.arange(25, 75)))
+    of_all, of_kept, by_class = (
+        unlearn(each, Extrapolate(**SETTINGS), execution=tiny.QUIET).model for each in (listed, kept, problem)
+    )
+    for name, weight in of_kept.state_dict().items():
+        assert torch.equal(of_all.state_dict()[name], weight)
+        assert torch.equal(by_class.state_dict()[name], weight)
+    run = Run(problem.task, 0, tiny.QUIET)
+    assert set(problem.task.labels_of(parted(listed, run)[1]).tolist()) == {1, 2}
+    some = split(DATA, indices=[0, 45])
+    partly = dataclasses.replace(problem, forget=some.forget, retain=some.retain, classes=())
+    assert set(problem.task.labels_of(parted(partly, run)[1]).tolist()) == {0, 1, 2}, "kinds that are kept in part stay"
 
 
 @pytest.mark.parametrize("chunk", [3, 64, 1000])

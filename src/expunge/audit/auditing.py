@@ -68,10 +68,7 @@ class References:
     ) -> "References":
         """Train oracles where a number is given, and measure them and the original; see `audit`."""
         settings, execution = settings or AuditSettings(), execution or Execution()
-        sets = {FORGET: problem.forget, "retain": problem.retain, "holdout": problem.holdout}
-        for name in (FORGET, "retain"):
-            if sets[name] is None:
-                raise MissingNeedError(f"an audit measures on the {name} set: give the problem `{name}=` a dataset")
+        given = _sets(problem)
         problem.check_labels()
         if seed < 0:
             raise SettingError(f"a seed must be 0 or more, not {seed}")
@@ -79,9 +76,7 @@ class References:
             raise SettingError(f"one shadow tells nothing; use {FEWEST_SHADOWS} at least, or 0")
         if shadows:
             require_trainable(problem)
-        given = {name: data for name, data in sets.items() if data is not None}
-        # what it refuses is known before anything is trained
-        Gallery.prepare(Run(problem.task, seed, execution), given, settings.pictures, network)
+        require_measurable(problem, seed=seed, settings=settings, execution=execution, network=network)
         if isinstance(oracles, int):
             models = Oracles.train(
                 problem, oracles, seed, progress=execution.progress, settings=fleet, announce=announce
@@ -196,6 +191,32 @@ class References:
         return self.settings.described(pictures=self.sitting.gallery is not None) | models
 
 
+def require_measurable(
+    problem: Problem,
+    *,
+    seed: int = 0,
+    settings: AuditSettings | None = None,
+    execution: Execution | None = None,
+    network: FeatureNetwork | None = None,
+) -> None:
+    """Raise where an audit could not measure its sets, which is known before anything is unlearned or trained.
+
+    Args:
+        problem: What the audit would be of.
+        seed: Of the audit, as all of these.
+        settings: Margins and sizes.
+        execution: Device, precision, progress.
+        network: What measures of restored pictures rest on.
+
+    Raises:
+        MissingNeedError: There is no forget set, no retain set, or no holdout to show pictures of.
+        DataError: A set has too few pictures for the Fréchet distance of as many features as the network has.
+        ModelError: The network cannot take the pictures.
+    """
+    run, chosen = Run(problem.task, seed, execution or Execution()), settings or AuditSettings()
+    Gallery.prepare(run, _sets(problem), chosen.pictures, network)
+
+
 def audit(
     unlearned: Unlearned,
     *,
@@ -288,6 +309,15 @@ def _measured(
             )
         found[name] = kinds[sitting.positions[HOLDOUT]]
     return found
+
+
+def _sets(problem: Problem) -> dict[str, MapDataset]:
+    """What an audit measures on, by name."""
+    sets = {FORGET: problem.forget, "retain": problem.retain, "holdout": problem.holdout}
+    for name in (FORGET, "retain"):
+        if sets[name] is None:
+            raise MissingNeedError(f"an audit measures on the {name} set: give the problem `{name}=` a dataset")
+    return {name: data for name, data in sets.items() if data is not None}
 
 
 def _cost(record: Record, oracle_seconds: list[float], *, expected: bool) -> Cost:

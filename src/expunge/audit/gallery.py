@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +28,7 @@ from expunge.audit.settings import PictureSettings
 from expunge.audit.statistics import Quantity
 from expunge.data import MapDataset, subset
 from expunge.errors import MissingNeedError
+from expunge.problem import forgotten_kinds
 from expunge.tasks import ImageToImage
 from expunge.tasks.image_to_image import ImageBatch
 from expunge.training import Run, over_batches
@@ -184,7 +184,8 @@ class Gallery:
 def _parts(task: ImageToImage, sets: Mapping[str, MapDataset]) -> Iterator[tuple[str, MapDataset]]:
     """Each set; of the holdout what is kept apart from what is of a kind that only the forget set has."""
     for name, data in sets.items():
-        labels, gone = task.labels_of(data) if name == HOLDOUT else None, _gone(task, sets)
+        labels = task.labels_of(data) if name == HOLDOUT else None
+        gone = forgotten_kinds(task, sets["forget"], sets["retain"])
         if labels is None or not len(gone):
             yield name, data
             continue
@@ -192,13 +193,6 @@ def _parts(task: ImageToImage, sets: Mapping[str, MapDataset]) -> Iterator[tuple
         for part, chosen in ((name, ~forgotten), (FORGOTTEN_KIND, forgotten)):
             if bool(chosen.any()):
                 yield part, subset(data, chosen.nonzero()[:, 0])
-
-
-def _gone(task: ImageToImage, sets: Mapping[str, MapDataset]) -> Tensor:
-    forgotten, kept = (task.labels_of(sets[name]) for name in ("forget", "retain"))
-    if forgotten is None or kept is None:
-        return torch.empty(0, dtype=torch.int64)
-    return torch.from_numpy(np.setdiff1d(forgotten.numpy(), kept.numpy()))
 
 
 def _drawn(run: Run, name: str, data: MapDataset, count: int) -> MapDataset:

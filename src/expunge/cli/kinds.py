@@ -10,16 +10,33 @@ from expunge.cli.image_models import image_model, image_task, untrained_image_mo
 from expunge.cli.job import Job
 from expunge.cli.language import language_model, language_task, readable_examples, untrained_language_model
 from expunge.cli.models import load_model, untrained
-from expunge.cli.picture_sources import load_pictures
+from expunge.cli.picture_sources import load_pictures, load_surrogate
 from expunge.cli.settings import checked_call
+from expunge.cli.source_sections import SourceSection
 from expunge.cli.sources import Source, load_source
 from expunge.cli.task_sections import CausalLMSection, ClassificationSection, ImageToImageSection
 from expunge.cli.text_sources import load_text
 from expunge.errors import JobError
 from expunge.tasks import Classification, Task
 
-Data = tuple[Source, Source | None, Task, Sequence[str]]
-"""Training data, holdout, the task, and what was decided while they were read, in words."""
+
+@dataclass(frozen=True)
+class Data:
+    """What a job's data come to.
+
+    Attributes:
+        train: What the model was trained on.
+        task: What it is for.
+        holdout: What was never trained on, if any.
+        surrogate: What stands in for training data, if anything.
+        notes: What was decided while they were read, in words.
+    """
+
+    train: Source
+    task: Task
+    holdout: Source | None = None
+    surrogate: Source | None = None
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -45,22 +62,27 @@ def kind_of(job: Job) -> Kind:
 def _classes(job: Job) -> Data:
     train = load_source(job.data.train, job, "data.train")
     holdout = job.data.holdout and load_source(job.data.holdout, job, "data.holdout", like=train)
-    return train, holdout, _classification(job, train), ()
+    surrogate = job.data.surrogate and load_source(job.data.surrogate, job, "data.surrogate", like=train)
+    return Data(train, _classification(job, train), holdout, surrogate)
 
 
 def _text(job: Job) -> Data:
-    sources = {"data.train": load_text(job.data.train, job, "data.train")}
-    if job.data.holdout is not None:
-        sources["data.holdout"] = load_text(job.data.holdout, job, "data.holdout")
+    sections = {"train": job.data.train, "holdout": job.data.holdout, "surrogate": job.data.surrogate}
+    sources = {
+        f"data.{name}": load_text(section, job, f"data.{name}")
+        for name, section in sections.items()
+        if section is not None
+    }
     task = language_task(job)
-    (train, *holdout), notes = readable_examples(sources, task, job)
-    return train, holdout[0] if holdout else None, task, notes
+    read, notes = readable_examples(sources, task, job)
+    return Data(read["data.train"], task, read.get("data.holdout"), read.get("data.surrogate"), notes)
 
 
 def _images(job: Job) -> Data:
     train = load_pictures(job.data.train, job, "data.train")
     holdout = job.data.holdout and load_pictures(job.data.holdout, job, "data.holdout", like=train)
-    return train, holdout, image_task(job, train), ()
+    surrogate = job.data.surrogate and load_surrogate(job.data.surrogate, job, "data.surrogate")
+    return Data(train, image_task(job, train), holdout, surrogate)
 
 
 def _classification(job: Job, train: Source) -> Classification:

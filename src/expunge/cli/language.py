@@ -71,7 +71,7 @@ def untrained_language_model(job: Job) -> Callable[[], nn.Module]:
     return partial(_made, _configuration(job, job.model.hf, "model.hf"), None)
 
 
-def readable_examples(sources: Mapping[str, Source], task: CausalLM, job: Job) -> tuple[list[Source], list[str]]:
+def readable_examples(sources: Mapping[str, Source], task: CausalLM, job: Job) -> tuple[dict[str, Source], list[str]]:
     """The examples that the model can read, where the job says to drop the others, and how many these were.
 
     Args:
@@ -93,7 +93,8 @@ def readable_examples(sources: Mapping[str, Source], task: CausalLM, job: Job) -
     notes = [
         f"{count:,} of {of:,} examples of {key} were too long and are left out" for key, (count, of) in dropped.items()
     ]
-    return [_only(source, found[key].kept) if key in dropped else source for key, source in sources.items()], notes
+    read = {key: _only(source, found[key].kept) if key in dropped else source for key, source in sources.items()}
+    return read, notes
 
 
 def _tokenized(source: Source, task: CausalLM, key: str) -> Tokenized:

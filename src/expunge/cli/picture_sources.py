@@ -1,5 +1,6 @@
 """Pictures from where the job says they are: folders, Hugging Face datasets, archives, the user's code."""
 
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -11,6 +12,7 @@ from expunge.cli.settings import checked_call
 from expunge.cli.source_sections import HuggingFaceSource, ImagesSource, NpzSource, PythonSource, SourceSection
 from expunge.cli.sources import Source, load_function_source, load_source
 from expunge.cli.task_sections import ImageToImageSection
+from expunge.data import LABEL_NAMES, Example, MapDataset
 from expunge.errors import DataError, SourceError
 from expunge.hugging_face import load_split
 from expunge.pictures import Fitting, Pictures, read_folder, read_hugging_face
@@ -37,6 +39,36 @@ def load_pictures(section: SourceSection, job: Job, key: str, like: Source | Non
             return _decoded(section, job, key, like)
         case _:
             raise SourceError(f"{key}: holds no pictures that could be restored; give one of {_KINDS}")
+
+
+def load_surrogate(section: SourceSection, job: Job, key: str) -> Source:
+    """Load pictures that stand in for training data; the arguments are those of `load_pictures`.
+
+    Labels by the usual names are left out: the surrogate may have other kinds of picture than the training data.
+
+    Raises:
+        SourceError: It cannot be loaded, or is no source of pictures.
+    """
+    source, task = load_pictures(section, job, key), cast(ImageToImageSection, job.task)
+    if task.label is not None or (task.image is not None and not source.fields):
+        return source
+    return replace(source, dataset=_Unlabelled(source.dataset), names=None)
+
+
+@dataclass(frozen=True)
+class _Unlabelled:
+    """Examples of a dataset without their labels."""
+
+    labelled: MapDataset
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    def __getitem__(self, index: int, /) -> Example:
+        example = self.labelled[index]
+        if isinstance(example, tuple | list):
+            return cast("tuple[Any, ...]", tuple(example))[:1]
+        return {name: example[name] for name in example if name not in LABEL_NAMES}
 
 
 def _decoded(section: ImagesSource | HuggingFaceSource, job: Job, key: str, like: Source | None) -> Source:

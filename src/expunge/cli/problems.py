@@ -56,7 +56,8 @@ def prepare(job: Job) -> Prepared:
         ForgetSetError: What is to be forgotten cannot be found.
     """
     kind = kind_of(job)
-    train, holdout, task, notes = kind.data(job)
+    data = kind.data(job)
+    train, holdout, task = data.train, data.holdout, data.task
     parts, joined = _with_near_duplicates(job, train, _split(job, train))
     problem = Problem(
         model=kind.model(job),
@@ -66,10 +67,11 @@ def prepare(job: Job) -> Prepared:
         holdout=holdout.dataset if holdout is not None else None,
         classes=parts.classes,
         recipe=_recipe(job, task, kind.untrained),
+        surrogate=data.surrogate.dataset if data.surrogate is not None else None,
         state=_state(job),
         near_duplicates=joined,
     )
-    told = (*notes, *_notes(train, parts, joined), *_unsaid(job))
+    told = (*data.notes, *_notes(train, parts, joined), *_unsaid(job))
     return Prepared(problem, told, _subgroups(job, holdout), feature_network(job))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from expunge.audit import AuditSettings, Evidence, FleetSettings, Level, audit
+from expunge.audit.auditing import require_measurable
 from expunge.audit.choosing import ExecutorName, Expected
 from expunge.audit.evidence import EVIDENCE_FILE
 from expunge.audit.shadows import require_unlearnable
@@ -93,6 +94,10 @@ def run_job(job: Job, folder: Path, *, resume: bool, say: Say) -> Outcome:
     prepared = prepare(job)
     for note in prepared.notes:
         say(f"  {note}")
+    if job.audit is not None:
+        require_measurable(
+            prepared.problem, seed=job.seed, settings=settings, execution=execution, network=prepared.network
+        )
     choice = None
     if method is None:
         found = recommended(job, prepared, auto or Auto(), say)
@@ -222,8 +227,8 @@ def _save(unlearned: Unlearned, job: Job, folder: Path) -> None:
 def _load(folder: Path, problem: Problem, job: Job, *, shadows: int) -> Unlearned:
     method = named_method_of(job, read_record(folder)) if shadows else None
     unlearned = Unlearned.load(folder, problem, key_path=job.key_in(folder), method=method)
-    given = {"forget": problem.forget, "retain": problem.retain, "holdout": problem.holdout}
-    absent = [name for name in unlearned.record.data if given[name] is None]
+    given = problem.datasets()
+    absent = [name for name in unlearned.record.data if name not in given]
     if absent:
         raise SavedModelError(
             f"the job has no {' and no '.join(absent)} set, but {folder / RECORD_FILE} speaks of one; put it back into "

@@ -124,7 +124,8 @@ SourceSection = Annotated[
 
 
 class DataSection(Section):
-    """The training data, and data that were never trained on."""
+    """The training data, data that were never trained on, and data that stand in for training data."""
 
     train: SourceSection
     holdout: SourceSection | None = None
+    surrogate: SourceSection | None = None

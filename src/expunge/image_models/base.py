@@ -23,10 +23,14 @@ class Draw:
         seed: Where they come from; without one, torch's own generator, which the training loop seeds at each step.
         positions: (batch,) int64, one number an image: each image's numbers are then a function of seed, purpose and
             this number alone, and not of its place in the batch.
+        rows: (batch,) int64: the images of this pass are these rows of a larger batch, and have its numbers.
+        whole: Images of that larger batch.
     """
 
     seed: int | None = None
     positions: Tensor | None = None
+    rows: Tensor | None = None
+    whole: int = 0
 
     def normal(self, purpose: str, shape: Sequence[int], device: torch.device) -> Tensor:
         """Standard normal numbers: `shape`, whose first axis is the batch."""
@@ -39,6 +43,9 @@ class Draw:
     def _drawn(self, draw: Any, purpose: str, shape: Sequence[int], device: torch.device) -> Tensor:
         if self.seed is None:
             return draw(tuple(shape), device=device)
+        if self.positions is None and self.rows is not None:
+            every = draw((self.whole, *shape[1:]), generator=_generator(self.seed, purpose))
+            return every[self.rows].to(device)
         if self.positions is None:
             return draw(tuple(shape), generator=_generator(self.seed, purpose)).to(device)
         rows = [

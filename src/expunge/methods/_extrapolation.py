@@ -10,7 +10,7 @@ from expunge.data import MapDataset, subset
 from expunge.errors import SettingError
 from expunge.image_models.base import masked_mean
 from expunge.methods._normalisation import remeasure_statistics
-from expunge.problem import Problem
+from expunge.problem import Problem, forgotten_kinds
 from expunge.tasks import Batch, ImageToImage
 from expunge.tasks.image_to_image import ImageBatch
 from expunge.training import Run, over_batches
@@ -26,16 +26,17 @@ T = TypeVar("T")
 def parted(problem: Problem, run: Run) -> tuple[MapDataset, MapDataset]:
     """Data to tune on, and data to find the factor with, which are of kinds that are kept.
 
-    The latter is the holdout without classes that are named, where there is one: neither the original nor the tuned
-    model has seen it. Otherwise it is left out of the retain set, which the original has seen, so that the factor that
-    does no harm comes out smaller.
+    The latter is the holdout, where there is one, without classes that are named and without labels that the forget set
+    has and the retain set has not: neither the original nor the tuned model has seen it. Otherwise it is left out of
+    the retain set, which the original has seen, so that the factor that does no harm comes out smaller.
     """
     retain, holdout = cast(MapDataset, problem.retain), problem.holdout
     if holdout is None:
         return left_out(retain, run)
-    if problem.classes:
-        labels = cast(Tensor, problem.task.labels_of(holdout))
-        kept = (~torch.isin(labels, torch.tensor(problem.classes))).nonzero().flatten()
+    gone = torch.tensor(problem.classes) if problem.classes else forgotten_kinds(problem.task, problem.forget, retain)
+    labels = problem.task.labels_of(holdout) if len(gone) else None
+    if labels is not None:
+        kept = (~torch.isin(labels, gone)).nonzero().flatten()
         if len(kept) == 0:
             return left_out(retain, run)
         holdout = subset(holdout, kept)

@@ -15,6 +15,8 @@ from expunge.tasks import ImageToImage
 from expunge.tasks.image_to_image import ImageBatch
 from expunge.training import Algorithm, Objective, Optimizer, Run, Schedule, Term
 from expunge.training.batches import fetch
+from expunge.training.objective import ReferredObjective
+from expunge.training.seeds import places_in_step
 
 Held = Literal["retain", "surrogate", "none"]
 
@@ -62,8 +64,16 @@ class ImageMethod(Method):
         require_one_of(self, "schedule", Schedule)
 
     def require(self, problem: Problem) -> None:
-        """Raise unless the problem holds the forget set and what the model is to be held on."""
+        """Raise unless the problem holds the forget set and what the model is to be held on.
+
+        Raises:
+            MissingNeedError: It does not.
+            EncoderError: The task names an encoder that the model has not, or that reaches into the decoder.
+        """
         super().require(problem)
+        family = cast(ImageToImage, problem.task).family
+        if family.encoder is not None:
+            family.parts(problem.model)
         if self.held != "none":
             require_need(type(self).__name__, problem, Need(self.held))
 
@@ -83,11 +93,28 @@ class ImageMethod(Method):
         return {"retain": problem.retain, "surrogate": problem.surrogate, "none": None}[self.held]
 
     def minimise(
-        self, problem: Problem, run: Run, phase: str, model: nn.Module, forget: Objective, hold: Objective
+        self,
+        problem: Problem,
+        run: Run,
+        phase: str,
+        model: nn.Module,
+        forget: Objective | ReferredObjective,
+        hold: Objective,
+        reference: Tensor | None = None,
     ) -> None:
-        """Train in evaluation mode on one batch of either set a step; an epoch is a pass over the larger."""
-        data = self.held_data(problem)
-        terms = [Term(cast(MapDataset, problem.forget), forget, self.forget_weight, self.batch_size)]
+        """Train in evaluation mode on one batch of either set a step; an epoch is a pass over the larger.
+
+        Args:
+            problem: What is to be forgotten.
+            run: Where it belongs to.
+            phase: Name of the phase.
+            model: What is trained.
+            forget: Of forget images.
+            hold: Of held images.
+            reference: (forget images, ...) what is known beforehand of each forget image, for `forget`.
+        """
+        data, forgotten = self.held_data(problem), cast(MapDataset, problem.forget)
+        terms = [Term(forgotten, forget, self.forget_weight, self.batch_size, reference=reference)]
         if data is not None:
             terms.append(Term(data, hold, 1.0, self.batch_size))
         terms.sort(key=lambda term: -term.steps_per_epoch)
@@ -108,8 +135,15 @@ class EncoderOf(nn.Module):
 
 
 def step_draw() -> Draw:
-    """Random numbers of this step, the same for every term of it, as long as their batches are equally large."""
-    return Draw(torch.initial_seed())
+    """Random numbers of this step, one row for each place in it, whatever micro batches it is cut into.
+
+    They are the same for every term of the step, as long as their batches are equally large.
+    """
+    seed, found = torch.initial_seed(), places_in_step()
+    if found is None:
+        return Draw(seed)
+    rows, whole = found
+    return Draw(seed, rows=rows, whole=whole)
 
 
 def image_draw(run: Run, batch: ImageBatch) -> Draw:
@@ -129,7 +163,15 @@ def matched_noise(images: Tensor, draw: Draw) -> Tensor:
     return (noise * images.std() + images.mean()).clamp(0, 1)
 
 
-def partners(task: ImageToImage, data: MapDataset, batch: ImageBatch) -> Tensor:
-    """For each image of a batch another one from `data`, always the same: (batch, channels, height, width)."""
-    found = fetch(task, [View.of(data)], batch["positions"].cpu() % len(data))
-    return cast(Tensor, found["images"]).to(batch["images"].device)
+def partners(run: Run, forget: int, held: int) -> Tensor:
+    """For each of so many forget images the number of a held one, (forget,) int64.
+
+    They follow from the run's seed. No two forget images share one, unless there are more of them than held ones.
+    """
+    draw, rounds = run.generator("partners"), -(-forget // held)
+    return torch.cat([torch.randperm(held, generator=draw) for _ in range(rounds)])[:forget]
+
+
+def images_at(task: ImageToImage, view: View, places: Tensor) -> Tensor:
+    """Images of a dataset at some places, on the device of `places`: (places, channels, height, width)."""
+    return cast(Tensor, fetch(task, [view], places.cpu())["images"]).to(places.device)

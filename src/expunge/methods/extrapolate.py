@@ -41,9 +41,10 @@ class Extrapolate(Method):
 
     What fades while a model is tuned without the forget set fades further in the same direction; no forget example is
     read. c is the largest of 1, 1.25, 1.5, 2, 2.5, 3 and 4 at which the mean loss on 500 examples that the tuning has
-    not seen is no higher than the original's: of the holdout without the classes to forget, or, where there is none, of
-    a tenth of the retain set that is left out. No retrained model is needed to find it, and the record holds it. It can
-    also be given, for instance by `calibrated`. Statistics of BatchNorm are measured anew on retained examples.
+    not seen is no higher than the original's: of the holdout without the classes to forget and without labels that the
+    forget set alone has, or, where there is no holdout, of a tenth of the retain set that is left out. No retrained
+    model is needed to find it, and the record holds it. It can also be given, for instance by `calibrated`. Statistics
+    of BatchNorm are measured anew on retained examples.
 
     Args:
         extrapolation: c, if it is not to be found.

@@ -33,7 +33,12 @@ class LatentRemap(ImageMethod):
 
     L_R is the squared distance of the latents of held images from those of the original encoder, and L_F that of the
     latents of forget images from what the original encoder makes of noise, both averaged over places and features (the
-    public code; the paper writes norms). Both terms hide the same pixels. The model is trained in evaluation mode.
+    public code; the paper writes norms). The model is trained in evaluation mode.
+
+    Where the family itself decides what training hides, both terms of a step hide the same pixels, place by place, as
+    long as their batches are equally large. Where the task's `training` decides, and where `draws` are fixed, a random
+    mask follows the content of each image: then it differs between the terms, but not between the two models that a
+    term compares.
 
     A model retrained without the forget set still restores its images in a generic way, and one that lands them on
     noise does not: it goes past retraining, which itself tells that an image was forgotten. The preset `oracle` aims at
@@ -48,9 +53,9 @@ class LatentRemap(ImageMethod):
 
     Args:
         target: `noise image`: what the original encoder makes of Gaussian pixels with the mean and deviation of the
-            batch, cut to [0, 1] (Li et al. 2024, code). `noise latent`: standard normal latents (the paper, appendix
-            C.4, after its reviews). `extrapolation` and `neighbours`: what the presets `oracle` and `neighbours`
-            do; the latter is for models that say pixels, such as masked autoencoders.
+            batch, or of each micro batch, cut to [0, 1] (Li et al. 2024, code). `noise latent`: standard normal latents
+            (the paper, appendix C.4, after its reviews). `extrapolation` and `neighbours`: what the presets `oracle`
+            and `neighbours` do; the latter is for models that say pixels, such as masked autoencoders.
         draws: `fresh` masks and noise at each step (code); or `fixed`: each image keeps its own through the run, so
             that the original's latents are computed once and no second encoder stays in memory. Of no account for
             the targets `extrapolation` and `neighbours`.

@@ -25,6 +25,8 @@ class Request:
     positions: Tensor  # (micro batch,) positions in the concatenated parts of the term, part after part
     step_examples: int  # examples of the term in this step, over all processes
     seed: int
+    places: Tensor  # (micro batch,) of the examples among those that this process has of the term in the step
+    own_examples: int  # how many those are
     idle: bool = False  # its examples belong to another process, and count for nothing here
 
 
@@ -70,11 +72,14 @@ class Plan:
                 share = math.ceil(len(batch) / self.processes) if self.even else len(mine)
                 pieces = math.ceil(share / (self.micro_batch_size or share))
                 # Pieces of nearly equal size: BatchNorm cannot train on a remainder of one example.
-                for piece, positions in enumerate(mine.tensor_split(pieces)):
+                for piece, places in enumerate(torch.arange(len(mine)).tensor_split(pieces)):
                     seed = derive(self.seed, "fetch", step, number, piece, self.rank)
-                    idle = len(positions) == 0
-                    shown = batch[:1] if idle else positions
-                    requests.append(Request(number, _by_part(term, shown), len(batch), seed, idle))
+                    idle = len(places) == 0
+                    taken = torch.zeros(1, dtype=torch.int64) if idle else places
+                    shown = batch[:1] if idle else mine[taken]
+                    order_of = _by_part(term, shown)
+                    own = max(len(mine), 1)
+                    requests.append(Request(number, shown[order_of], len(batch), seed, taken[order_of], own, idle))
             yield requests
 
     def _turns(self) -> Iterator[tuple[int, Term, int, int]]:
@@ -87,11 +92,11 @@ class Plan:
 
 
 def _by_part(term: Term, positions: Tensor) -> Tensor:
-    """The order in which `fetch` puts the examples of several parts together: part after part."""
+    """The order in which `fetch` puts the examples of several parts together, as indices: part after part."""
     if len(term.parts) == 1:
-        return positions
+        return torch.arange(len(positions))
     ends = torch.tensor([len(part) for part in term.parts]).cumsum(0)
-    return positions[torch.searchsorted(ends, positions, right=True).argsort(stable=True)]
+    return torch.searchsorted(ends, positions, right=True).argsort(stable=True)
 
 
 def stream(plan: Plan, task: Task, start: int, workers: int) -> Iterator[list[tuple[Request, Batch]]]:

@@ -19,7 +19,7 @@ from expunge.training.divergence import require_finite_weights, require_sound
 from expunge.training.memory import MemoryWatch, recomputing
 from expunge.training.objective import Optimizer, Term
 from expunge.training.progress import Bar, bar
-from expunge.training.seeds import derive, seed_globals
+from expunge.training.seeds import at_places, derive, seed_globals
 from expunge.training.sharding import Shards
 
 if TYPE_CHECKING:
@@ -214,7 +214,8 @@ class Loop:
     def _backward(self, model: nn.Module, request: Request, batch: Batch) -> Tensor:
         term = self.terms[request.term]
         moved = self.run_.to_device(batch)
-        with self._recorded(request, term.weight / request.step_examples):
+        recorded = self._recorded(request, term.weight / request.step_examples)
+        with recorded, at_places(request.places, request.own_examples):
             seen = moved if term.augment is None else term.augment(moved)
             values = term.losses(model, seen, request.positions)
             share = (0.0 if request.idle else term.weight) * values.sum() / request.step_examples

@@ -9,10 +9,14 @@ import os
 import random
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
+
+_PLACES: ContextVar[tuple[Tensor, int] | None] = ContextVar("places in the step", default=None)
 
 
 def derive(seed: int, *labels: str | int) -> int:
@@ -35,6 +39,26 @@ def seed_globals(seed: int, *labels: str | int) -> None:
     torch.default_generator.manual_seed(derived)
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(derived)
+
+
+@contextmanager
+def at_places(places: Tensor, examples: int) -> Generator[None]:
+    """Say, inside, which examples of a step one forward pass has, for objectives that draw a row for each.
+
+    Args:
+        places: (micro batch,) int64, of its examples among those that this process has of the term in the step.
+        examples: How many those are.
+    """
+    token = _PLACES.set((places, examples))
+    try:
+        yield
+    finally:
+        _PLACES.reset(token)
+
+
+def places_in_step() -> tuple[Tensor, int] | None:
+    """What `at_places` says; None outside a step."""
+    return _PLACES.get()
 
 
 @contextmanager
