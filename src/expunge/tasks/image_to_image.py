@@ -98,6 +98,10 @@ class ImageToImage(Task):
             return None
         return self._known(column(dataset, key))
 
+    def fixed(self, model: nn.Module) -> Sequence[str]:
+        """What the family computes, such as sinusoidal positions."""
+        return self.family.fixed(model)
+
     def hidden(self, model: nn.Module, batch: ImageBatch) -> Tensor:
         """What is hidden of these images in evaluation mode, as the model can work with it.
 
