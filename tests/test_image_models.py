@@ -162,6 +162,38 @@ def test_a_tied_head_is_parted_from_the_embedding() -> None:
     assert untied.head.weight is not untied.embedding.weight
 
 
+@pytest.mark.parametrize("held_by", ["itself", "another module"])
+def test_weights_whose_head_was_parted_are_loaded_as_they_are(held_by: str) -> None:
+    forgotten = built(restoring.FAMILIES["masked tokens"])
+    MaskedTokens().train_encoder_only(forgotten)
+    with torch.no_grad():
+        forgotten.embedding.weight.add_(torch.randn_like(forgotten.embedding.weight))
+    loaded = restoring.masked_tokens()
+    one, other = (each if held_by == "itself" else nn.ModuleDict({"inner": each}) for each in (loaded, forgotten))
+    one.load_state_dict(other.state_dict())
+    for name, tensor in forgotten.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert loaded.head.weight is not loaded.embedding.weight
+    assert loaded.head.weight.requires_grad
+    images = some()
+    with torch.no_grad():
+        said = (
+            MaskedTokens().predict(model.eval(), images, right_half(images), Draw()) for model in (loaded, forgotten)
+        )
+        assert torch.equal(*(each.values for each in said))
+
+
+def test_a_head_stays_tied_where_weights_do_not_part_it() -> None:
+    model, other = restoring.masked_tokens(), restoring.masked_tokens()
+    model.load_state_dict(other.state_dict())
+    assert model.head.weight is model.embedding.weight
+    assert torch.equal(model.head.weight, other.head.weight)
+    lacking = {name: tensor for name, tensor in other.state_dict().items() if name != "head.weight"}
+    with pytest.raises(RuntimeError, match=r"Missing key.*head\.weight"):
+        model.load_state_dict(lacking)
+    assert model.head.weight is model.embedding.weight
+
+
 def test_tokens_and_positions_of_a_masked_autoencoder_are_not_left_at_zero() -> None:
     model = restoring.vit_mae()
     raw = ViTMAEForPreTraining(model.config)
