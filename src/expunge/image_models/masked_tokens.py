@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from expunge.errors import ModelError, ShapeError
+from expunge.errors import ModelError, SettingError, ShapeError
 from expunge.image_models.base import (
     Draw,
     ImageModel,
@@ -171,11 +171,14 @@ class MaskedTokens(ImageModel):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        super().__post_init__()
         require_between(self, 0, 1, "mask_mean")
         require_at_least(self, 0.01, "mask_deviation", "mask_least")
         require_below(self, 1, "smoothing")
         require_at_least(self, 0, "smoothing", "temperature")
         require_at_least(self, self.mask_least, "mask_most")
+        if self.mask_most > 1:
+            raise SettingError(f"mask_most must be at most 1, which is the whole image, not {self.mask_most!r}")
         require_whole(self, "decoding_steps")
 
     def family_encoder(self, model: nn.Module) -> tuple[str, ...]:
