@@ -83,13 +83,13 @@ class ImageMethod(Method):
         return {"retain": problem.retain, "surrogate": problem.surrogate, "none": None}[self.held]
 
     def minimise(
-        self, problem: Problem, run: Run, phase: str, model: nn.Module, forget: Objective, hold: Objective
+        self, problem: Problem, run: Run, phase: str, model: nn.Module, forget: Objective, hold: Objective | None
     ) -> None:
         """Train in evaluation mode on one batch of either set a step; an epoch is a pass over the larger."""
         data = self.held_data(problem)
         terms = [Term(cast(MapDataset, problem.forget), forget, self.forget_weight, self.batch_size)]
         if data is not None:
-            terms.append(Term(data, hold, 1.0, self.batch_size))
+            terms.append(Term(data, cast(Objective, hold), 1.0, self.batch_size))
         terms.sort(key=lambda term: -term.steps_per_epoch)
         run.train(phase, model, terms, self.optimizer, epochs=self.epochs, batch_statistics=False)
 
