@@ -143,6 +143,40 @@ def test_a_path_that_covers_the_decoder_is_refused(kind: restoring.Kind) -> None
         family.parts(model)
 
 
+def test_an_encoder_that_is_text_or_nothing_is_refused() -> None:
+    for kind in restoring.FAMILIES.values():
+        with pytest.raises(SettingError, match=r"encoder must be a tuple of paths, not text: write \('vit',\)"):
+            dataclasses.replace(kind.task.family, encoder="vit")
+        with pytest.raises(SettingError, match="encoder names no path"):
+            dataclasses.replace(kind.task.family, encoder=())
+
+
+def test_an_encoder_with_nothing_to_train_is_refused() -> None:
+    positions = "vit.embeddings.position_embeddings"
+    family = MaskedAutoencoder(encoder=(positions,))
+    with pytest.raises(EncoderError, match=rf"holds nothing but what is computed \({positions}\)"):
+        family.train_encoder_only(restoring.vit_mae())
+    also = MaskedAutoencoder(encoder=(positions, "vit.layernorm"))
+    assert set(also.parts(restoring.vit_mae()).encoder) == {"vit.layernorm.weight", "vit.layernorm.bias"}
+
+
+def test_settings_of_families_that_contradict_one_another_are_refused() -> None:
+    with pytest.raises(SettingError, match=r"mask_most must be at most 1, which is the whole image, not 3\.0"):
+        MaskedTokens(mask_most=3.0)
+    with pytest.raises(SettingError, match=r"first_variance must be at most last_variance \(0\.01\), not 0\.5"):
+        InpaintingDiffusion(first_variance=0.5)
+    assert InpaintingDiffusion(first_variance=0.01).first_variance == 0.01
+
+
+def test_statistics_of_another_number_of_channels_are_refused() -> None:
+    family = MaskedAutoencoder(mean=(0.4, 0.5, 0.6), deviation=(0.2, 0.2, 0.2))
+    task = dataclasses.replace(restoring.MAE, family=family)
+    with pytest.raises(SettingError, match="3 means and deviations are given for a model of 1 channels"):
+        task.losses(restoring.vit_mae(), task.stack((some(),)))
+    colour = task.stack((some().repeat(1, 3, 1, 1),))
+    assert bool(task.losses(restoring.vit_mae(num_channels=3), colour).isfinite().all())
+
+
 def test_a_part_of_the_encoder_can_be_named() -> None:
     parts = MaskedAutoencoder(encoder=("vit.layers.1", "vit.layernorm")).parts(restoring.vit_mae())
     assert all(name.startswith(("vit.layers.1.", "vit.layernorm.")) for name in parts.encoder)
@@ -160,6 +194,38 @@ def test_a_tied_head_is_parted_from_the_embedding() -> None:
     assert model.embedding.weight.requires_grad
     untied = restoring.masked_tokens(tied=False)
     assert untied.head.weight is not untied.embedding.weight
+
+
+@pytest.mark.parametrize("held_by", ["itself", "another module"])
+def test_weights_whose_head_was_parted_are_loaded_as_they_are(held_by: str) -> None:
+    forgotten = built(restoring.FAMILIES["masked tokens"])
+    MaskedTokens().train_encoder_only(forgotten)
+    with torch.no_grad():
+        forgotten.embedding.weight.add_(torch.randn_like(forgotten.embedding.weight))
+    loaded = restoring.masked_tokens()
+    one, other = (each if held_by == "itself" else nn.ModuleDict({"inner": each}) for each in (loaded, forgotten))
+    one.load_state_dict(other.state_dict())
+    for name, tensor in forgotten.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert loaded.head.weight is not loaded.embedding.weight
+    assert loaded.head.weight.requires_grad
+    images = some()
+    with torch.no_grad():
+        said = (
+            MaskedTokens().predict(model.eval(), images, right_half(images), Draw()) for model in (loaded, forgotten)
+        )
+        assert torch.equal(*(each.values for each in said))
+
+
+def test_a_head_stays_tied_where_weights_do_not_part_it() -> None:
+    model, other = restoring.masked_tokens(), restoring.masked_tokens()
+    model.load_state_dict(other.state_dict())
+    assert model.head.weight is model.embedding.weight
+    assert torch.equal(model.head.weight, other.head.weight)
+    lacking = {name: tensor for name, tensor in other.state_dict().items() if name != "head.weight"}
+    with pytest.raises(RuntimeError, match=r"Missing key.*head\.weight"):
+        model.load_state_dict(lacking)
+    assert model.head.weight is model.embedding.weight
 
 
 def test_tokens_and_positions_of_a_masked_autoencoder_are_not_left_at_zero() -> None:

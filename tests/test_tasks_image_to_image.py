@@ -230,6 +230,27 @@ def test_a_fresh_decoder_learns_on_a_frozen_encoder(kind: restoring.Kind) -> Non
     assert all(torch.equal(again.state_dict()[name], after[name]) for name in after)
 
 
+def test_a_fresh_decoder_leaves_the_statistics_of_the_encoder_as_they_are() -> None:
+    torch.manual_seed(0)
+    model = restoring.vit_mae().eval()
+    model.vit.layernorm = nn.Sequential(model.vit.layernorm, OverFeatures(24))
+    model.decoder.decoder_norm = nn.Sequential(model.decoder.decoder_norm, OverFeatures(16), nn.Dropout(0.1))
+    batch = TASK.stack(restoring.pictures(10).tensors)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    TASK.refit_head(model, [batch])
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert not {name for name in moved if name.startswith("vit.")}
+    assert "decoder.decoder_norm.1.running_mean" in moved, "the decoder is in training mode"
+    assert not any(module.training for module in model.modules())
+
+
+class OverFeatures(nn.BatchNorm1d):
+    """BatchNorm of (batch, tokens, features)."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return super().forward(values.transpose(1, 2)).transpose(1, 2)
+
+
 @by_family
 def test_features_tell_kinds_apart(kind: restoring.Kind) -> None:
     torch.manual_seed(0)

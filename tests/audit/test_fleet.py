@@ -26,6 +26,7 @@ from expunge.audit.fleet import Fleet, Trained
 from expunge.audit.references import Oracles
 from expunge.errors import MissingNeedError, OutputError, ReferenceModelError, SettingError
 from expunge.networks import mlp, small_cnn
+from expunge.training import seed_globals
 
 UNCACHED = FleetSettings("in-process", cache=False)
 
@@ -64,6 +65,21 @@ OPTIMIZERS = {
     "adamw": Optimizer(0.01, Algorithm.ADAMW, weight_decay=1e-2, clip_value=0.01),
     "both clips": Optimizer(0.01, clip_norm=1.0, clip_value=0.05, schedule=Schedule.ONE_CYCLE),
 }
+
+
+def test_what_is_built_frozen_stays_so_in_many_as_one() -> None:
+    def partly_frozen() -> nn.Module:
+        model = mlp(tiny.FEATURES, tiny.CLASSES, hidden=(10,))
+        model[0].requires_grad_(False)
+        return model
+
+    one, many = recipe(build=partly_frozen, optimizer=OPTIMIZERS["adamw"]), jobs(2)
+    together, alone = trained("batched", one, many), trained("in-process", one, many)
+    assert together.choice.executor == "batched"
+    assert differences(together, alone) < 1e-4
+    for job, model in zip(many, together.models, strict=True):
+        seed_globals(job.seed, "build")
+        assert torch.equal(model.get_parameter("0.weight"), partly_frozen()[0].weight)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)

@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 
 import restoring
 import tiny
+from expunge import RandomEncoder, unlearn
 from expunge.audit import Evidence
 from expunge.audit.feature_networks import FeatureNetwork
 from expunge.audit.identity import recipe_name
@@ -214,6 +215,21 @@ def test_every_family_is_loaded_from_its_folder_and_can_be_made_anew(job: JobFol
     run = Run(problem.task, 0, tiny.QUIET)
     assert problem.retain is not None
     assert bool(torch.cat(over_batches(run, fresh, problem.retain, problem.task.losses)).isfinite().all())
+
+
+def test_a_job_reads_unlearned_weights_whose_head_was_parted(job: JobFolder) -> None:
+    model, section = models(job.folder, "masked-tokens")
+    recipe = restoring.recipe(restoring.FAMILIES["masked tokens"], epochs=1)
+    problem = restoring.problem(model, restoring.pictures(), recipe.task)
+    result = unlearn(problem, RandomEncoder(epochs=1, batch_size=24), execution=tiny.QUIET)
+    result.save(job.folder / "forgotten")
+    section["weights"] = "forgotten/model.safetensors"
+    job.job |= {"model": section, "task": {**TASK, "family": "masked-tokens"}}
+    job.write()
+    loaded = image_model(load_job(job.folder / "job.yaml"))
+    for name, tensor in result.model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert not torch.equal(loaded.state_dict()["embedding.weight"], model.state_dict()["embedding.weight"])
 
 
 def test_the_tokenizer_of_masked_tokens_keeps_its_weights_where_a_model_is_made_anew(job: JobFolder) -> None:

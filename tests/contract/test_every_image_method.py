@@ -95,12 +95,25 @@ def test_forgets_and_leaves_the_original_as_it_was(
     result = unlearn(given, method, seed=3, execution=tiny.QUIET)
     after = given.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in given.model.parameters())
-    assert all(parameter.requires_grad for parameter in result.model.parameters())
+    fixed = given.task.fixed(given.model)
+    assert all(torch.equal(before[name], result.model.get_parameter(name)) for name in fixed), "what is computed stays"
+    assert all(parameter.grad is None for parameter in given.model.parameters())
+    for model in (given.model, result.model):
+        assert all(parameter.requires_grad for name, parameter in model.named_parameters() if name not in fixed)
     assert type(result.model) is type(given.model)
     assert list(result.model.state_dict()) == list(before)
     assert not any(module.training for module in result.model.modules())
     assert digest_model(result.model) != digest_model(given.model)
+
+
+@pytest.mark.parametrize("positions", ["vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"])
+def test_sinusoidal_positions_are_those_of_a_fresh_model_after_training(
+    positions: str, problem: Callable[[str], Problem]
+) -> None:
+    model, fresh = problem("masked autoencoder").model, restoring.vit_mae()
+    assert torch.equal(model.get_parameter(positions), fresh.get_parameter(positions))
+    assert not model.get_parameter(positions).requires_grad
+    assert not torch.equal(model.vit.embeddings.cls_token, fresh.vit.embeddings.cls_token)
 
 
 @by_method_and_family(ENCODER_ONLY)

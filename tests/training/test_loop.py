@@ -19,6 +19,7 @@ from expunge import GradientAscent, Problem, unlearn
 from expunge.errors import DivergedError, SettingError
 from expunge.networks import mlp
 from expunge.storage import digest_model
+from expunge.tasks import Classification
 from expunge.training import (
     Algorithm,
     Execution,
@@ -449,6 +450,44 @@ def test_a_recipe_that_cannot_be_is_refused(settings: dict[str, Any], words: str
 def test_a_seed_is_a_whole_number(seed: Any) -> None:
     with pytest.raises(SettingError, match=f"seed must be a whole number, not {seed!r}"):
         Run(tiny.TASK, seed, tiny.QUIET)
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm.ADAMW, Algorithm.SGD])
+def test_a_recipe_trains_nothing_that_was_built_frozen(algorithm: Algorithm) -> None:
+    def partly_frozen() -> nn.Module:
+        model = network()
+        model[0].requires_grad_(False)
+        return model
+
+    optimizer = Optimizer(0.1, algorithm, weight_decay=0.1)
+    recipe = Supervised(partly_frozen, tiny.TASK, epochs=1, optimizer=optimizer, execution=tiny.QUIET)
+    trained, start = recipe(tiny.vectors(), seed=0), network()
+    for name, parameter in trained.named_parameters():
+        frozen = name.startswith("0.")
+        assert torch.equal(parameter, start.get_parameter(name)) == frozen
+        assert parameter.requires_grad != frozen
+
+
+@dataclasses.dataclass(frozen=True)
+class WithComputed(Classification):
+    """Says that the bias of the first layer is computed."""
+
+    def fixed(self, model: nn.Module) -> tuple[str, ...]:
+        del model
+        return ("0.bias", "another.name")
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm.ADAMW, Algorithm.SGD])
+def test_a_phase_leaves_what_the_task_calls_fixed(algorithm: Algorithm) -> None:
+    task = WithComputed(tiny.CLASSES)
+    run, model, start = Run(task, 0, tiny.QUIET), network(), network()
+    term = Term(tiny.vectors(), task.losses, batch_size=16)
+    for phase in ("one", "two"):
+        run.train(phase, model, [term], Optimizer(0.1, algorithm, weight_decay=0.1), steps=3)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, start.get_parameter(name)) == (name == "0.bias")
+        assert parameter.requires_grad
+        assert parameter.grad is None
 
 
 def test_a_copy_is_trainable_even_where_the_original_is_frozen() -> None:

@@ -90,7 +90,7 @@ def _train_together(
 ) -> tuple[list[nn.Module], list[int | None]]:
     """Train models on data of equal length; with each the step at which it diverged, if it did."""
     fleet = _Fleet(recipe, jobs)
-    optimizer = recipe.optimizer.build(fleet.parameters.values())
+    optimizer = recipe.optimizer.build(each for each in fleet.parameters.values() if each.requires_grad)
     diverged = torch.zeros(len(jobs), dtype=torch.long, device=fleet.device)
     for step, batch in enumerate(fleet.batches()):
         factor = recipe.optimizer.schedule.factor(step / fleet.steps)
@@ -117,7 +117,9 @@ class _Fleet:
         self.device = self.runs[0].device
         self.networks = [_built(recipe, run) for run in self.runs]
         stacked, buffers = stack_module_state(self.networks)
-        self.parameters = {name: nn.Parameter(value.detach().clone()) for name, value in stacked.items()}
+        self.parameters = {
+            name: nn.Parameter(value.detach().clone(), value.requires_grad) for name, value in stacked.items()
+        }
         self.buffers = buffers
         self.terms = [Term(job.dataset, recipe.task.losses, batch_size=recipe.batch_size) for job in jobs]
         self.steps = _steps(recipe, self.terms[0])
@@ -229,7 +231,11 @@ def _objection(recipe: Supervised, jobs: Sequence[TrainingJob]) -> str | None:
 
 def _built(recipe: Supervised, run: Run) -> nn.Module:
     seed_globals(run.seed, "build")
-    return run.copy(recipe.build())
+    model = recipe.untrained(run)
+    fixed = recipe.task.fixed(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name not in fixed)
+    return model
 
 
 def _steps(recipe: Supervised, term: Term) -> int:

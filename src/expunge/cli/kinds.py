@@ -12,7 +12,6 @@ from expunge.cli.language import language_model, language_task, readable_example
 from expunge.cli.models import load_model, untrained
 from expunge.cli.picture_sources import load_pictures, load_surrogate
 from expunge.cli.settings import checked_call
-from expunge.cli.source_sections import SourceSection
 from expunge.cli.sources import Source, load_source
 from expunge.cli.task_sections import CausalLMSection, ClassificationSection, ImageToImageSection
 from expunge.cli.text_sources import load_text

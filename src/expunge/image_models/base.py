@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
-from expunge.errors import CorruptionError, EncoderError, ModelError, ShapeError
+from expunge.errors import CorruptionError, EncoderError, ModelError, SettingError, ShapeError
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,15 @@ class ImageModel(ABC):
 
     encoder: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        """Check that the encoder is named by a tuple of paths; a family that overrides this calls it."""
+        if isinstance(self.encoder, str):
+            raise SettingError(f"encoder must be a tuple of paths, not text: write ({self.encoder!r},)")
+        if self.encoder is not None and not self.encoder:
+            raise SettingError(
+                "encoder names no path; name one or more, or leave it out for the family's whole encoder"
+            )
+
     @abstractmethod
     def family_encoder(self, model: nn.Module) -> tuple[str, ...]:
         """Dotted paths of the whole encoder."""
@@ -168,7 +177,7 @@ class ImageModel(ABC):
         """Which parameters are the encoder.
 
         Raises:
-            EncoderError: A path does not exist, or reaches into the decoder.
+            EncoderError: A path does not exist, or reaches into the decoder; or nothing below it is trained.
         """
         inner = unwrapped(model)
         names = [name for name, _ in _named(inner)]
@@ -182,6 +191,11 @@ class ImageModel(ABC):
                 f"them {covered[0]}; name modules of {', '.join(family)} alone"
             )
         fixed = set(self.fixed(inner))
+        if not chosen - fixed:
+            raise EncoderError(
+                f"the encoder {', '.join(paths)} holds nothing but what is computed ({', '.join(sorted(chosen))}), so "
+                f"that nothing of it can be trained; name modules of {', '.join(family)}"
+            )
         return Parts(
             tuple(name for name in names if name in chosen and name not in fixed),
             tuple(name for name in names if name not in chosen or name in fixed),
@@ -201,9 +215,18 @@ class ImageModel(ABC):
         _train_only(model, set(self.parts(model).encoder))
 
     def train_decoder_only(self, model: nn.Module) -> None:
-        """Leave a gradient to the decoder alone; tensors that it shares with the rest are doubled first."""
+        """Leave a gradient to the decoder alone; tensors that it shares with the rest are doubled first.
+
+        The decoder is put in training mode and the rest in evaluation mode, so that normalisation layers of the encoder
+        keep their statistics.
+        """
+        paths = self.family_decoder(model)
         names = [name for name, _ in _named(model)]
-        _train_only(model, set(_below(names, self.family_decoder(model))) - set(self.fixed(model)))
+        _train_only(model, set(_below(names, paths)) - set(self.fixed(model)))
+        model.eval()
+        for name, module in model.named_modules():
+            if name in paths:
+                module.train()
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

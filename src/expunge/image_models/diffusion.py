@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from expunge.errors import MissingNeedError, ModelError
+from expunge.errors import MissingNeedError, ModelError, SettingError
 from expunge.image_models.base import (
     Draw,
     ImageModel,
@@ -55,9 +55,15 @@ class InpaintingDiffusion(ImageModel):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        super().__post_init__()
         require_whole(self, "noise_levels", "sampling_steps", "mask_patch", "measured_levels")
         require_positive(self, "first_variance")
         require_between(self, 0, 1, "last_variance")
+        if self.first_variance > self.last_variance:
+            raise SettingError(
+                f"first_variance must be at most last_variance ({self.last_variance!r}), not {self.first_variance!r}: "
+                "noise grows from level to level"
+            )
         require_between(self, 0, 2 / 3, "mask_share")
 
     def family_encoder(self, model: nn.Module) -> tuple[str, ...]:

@@ -49,6 +49,7 @@ class MaskedAutoencoder(ImageModel):
 
     def __post_init__(self) -> None:
         """Check that there are as many means as deviations, and that these are above 0."""
+        super().__post_init__()
         if len(self.mean) != len(self.deviation):
             raise SettingError(f"{len(self.mean)} means and {len(self.deviation)} deviations; give one each a channel")
         if any(not 0 < value < math.inf for value in self.deviation):
@@ -70,7 +71,7 @@ class MaskedAutoencoder(ImageModel):
         return _FIXED
 
     def require_usable(self, model: nn.Module, images: Tensor) -> None:
-        """Raise where this is no such model, its positions or tokens are zero, or images have another shape."""
+        """Raise where this is no such model, its positions or tokens are zero, or channels or sides do not fit."""
         inner = unwrapped(model)
         if not isinstance(inner, ViTMAEForPreTraining):
             raise ModelError(f"a {type(inner).__name__} is no ViTMAEForPreTraining; choose the family of your model")
@@ -80,6 +81,11 @@ class MaskedAutoencoder(ImageModel):
                     f"{name} is zero throughout, as transformers leaves it in a model made from a configuration; make "
                     "it with `expunge.image_models.masked_autoencoder(config)`"
                 )
+        if len(self.mean) not in (1, inner.config.num_channels):
+            raise SettingError(
+                f"{len(self.mean)} means and deviations are given for a model of {inner.config.num_channels} channels; "
+                "give one for each channel, or a single one for all"
+            )
         require_images(images, inner.config.num_channels, cast("tuple[int, int]", inner.vit.embeddings.image_size))
 
     def aligned(self, model: nn.Module, hidden: Tensor) -> Tensor:

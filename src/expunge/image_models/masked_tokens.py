@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from expunge.errors import ModelError, ShapeError
+from expunge.errors import ModelError, SettingError, ShapeError
 from expunge.image_models.base import (
     Draw,
     ImageModel,
@@ -38,7 +38,8 @@ class MaskedTokenModel(nn.Module):
         encoder_layers: Blocks of the encoder.
         decoder_layers: Blocks of the decoder.
         heads: Attention heads.
-        tied: Whether the output head shares its weights with the token embedding, as in MAGE.
+        tied: Whether the output head shares its weights with the token embedding, as in MAGE. Methods that train the
+            encoder alone part the two; weights in which they differ part them in the model that they are loaded into.
 
     Raises:
         ModelError: The width cannot be parted among the heads.
@@ -95,6 +96,15 @@ class MaskedTokenModel(nn.Module):
         for block in self.decoder:
             seen = block(seen)
         return self.head(self.decoder_norm(seen))[..., : self.codes]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any) -> None:
+        """Part a tied head where the weights that are to be loaded differ from the embedding's."""
+        # One tensor for both would keep what was written last: the head's, and with it what the embedding forgot.
+        given = [state_dict.get(f"{prefix}{name}.weight") for name in ("embedding", "head")]
+        own = self.embedding.weight
+        if self.head.weight is own and _differ(*given):
+            self.head.weight = nn.Parameter(own.detach().clone(), own.requires_grad)
+        super()._load_from_state_dict(state_dict, prefix, *rest, **named)
 
     @torch.no_grad()
     def tokens_of(self, images: Tensor) -> Tensor:
@@ -161,11 +171,14 @@ class MaskedTokens(ImageModel):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        super().__post_init__()
         require_between(self, 0, 1, "mask_mean")
         require_at_least(self, 0.01, "mask_deviation", "mask_least")
         require_below(self, 1, "smoothing")
         require_at_least(self, 0, "smoothing", "temperature")
         require_at_least(self, self.mask_least, "mask_most")
+        if self.mask_most > 1:
+            raise SettingError(f"mask_most must be at most 1, which is the whole image, not {self.mask_most!r}")
         require_whole(self, "decoding_steps")
 
     def family_encoder(self, model: nn.Module) -> tuple[str, ...]:
@@ -295,6 +308,10 @@ def fill_codebook(tokenizer: nn.Module, images: Tensor) -> None:
         if len(places) < len(entries):
             raise ShapeError(f"the images give {len(places)} places for {len(entries)} entries; pass more images")
         entries.copy_(places[torch.randperm(len(places), device=places.device)[: len(entries)]])
+
+
+def _differ(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and not torch.equal(one.cpu(), other.to("cpu", one.dtype))
 
 
 def _pixels_a_token(inner: MaskedTokenModel) -> int:

@@ -99,7 +99,7 @@ class ImageMethod(Method):
         phase: str,
         model: nn.Module,
         forget: Objective | ReferredObjective,
-        hold: Objective,
+        hold: Objective | None,
         reference: Tensor | None = None,
     ) -> None:
         """Train in evaluation mode on one batch of either set a step; an epoch is a pass over the larger.
@@ -110,13 +110,13 @@ class ImageMethod(Method):
             phase: Name of the phase.
             model: What is trained.
             forget: Of forget images.
-            hold: Of held images.
+            hold: Of held images, if there are any.
             reference: (forget images, ...) what is known beforehand of each forget image, for `forget`.
         """
         data, forgotten = self.held_data(problem), cast(MapDataset, problem.forget)
         terms = [Term(forgotten, forget, self.forget_weight, self.batch_size, reference=reference)]
         if data is not None:
-            terms.append(Term(data, hold, 1.0, self.batch_size))
+            terms.append(Term(data, cast(Objective, hold), 1.0, self.batch_size))
         terms.sort(key=lambda term: -term.steps_per_epoch)
         run.train(phase, model, terms, self.optimizer, epochs=self.epochs, batch_statistics=False)
 

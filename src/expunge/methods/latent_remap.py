@@ -1,7 +1,7 @@
 """LatentRemap: train the encoder alone so that forget images land where noise lands, and the others stay."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -177,8 +177,8 @@ class LatentRemap(ImageMethod):
 
         return towards_neighbours, stay
 
-    def _objectives(self, problem: Problem, run: Run, network: nn.Module) -> tuple[Objective, Objective]:
-        """L_F and L_R."""
+    def _objectives(self, problem: Problem, run: Run, network: nn.Module) -> tuple[Objective, Objective | None]:
+        """L_F, and L_R where anything is held."""
         teacher = EncoderOf(run.frozen(problem.model), cast(ImageToImage, problem.task).family)
 
         def stay(batch: ImageBatch, hidden: Tensor, draw: Draw) -> list[Tensor]:
@@ -190,12 +190,13 @@ class LatentRemap(ImageMethod):
             like = enumerate(stay(batch, hidden, draw))
             return [draw.normal(f"latent {number}", each.shape, each.device) for number, each in like]
 
+        held = self.held_data(problem)
         return (
-            self._towards(leave, problem.forget, run, network),
-            self._towards(stay, self.held_data(problem), run, network),
+            self._towards(leave, cast(MapDataset, problem.forget), run, network),
+            None if held is None else self._towards(stay, held, run, network),
         )
 
-    def _towards(self, target: Target, data: MapDataset | None, run: Run, network: nn.Module) -> Objective:
+    def _towards(self, target: Target, data: MapDataset, run: Run, network: nn.Module) -> Objective:
         """Distance of the latents from a target; where draws are fixed, targets are computed here, once."""
         task = cast(ImageToImage, run.task)
 
@@ -209,7 +210,7 @@ class LatentRemap(ImageMethod):
                 wanted = target(batch, hidden, draw)
             return latent_distance(model(batch["images"], hidden, draw), wanted)
 
-        if self.draws == "fresh" or data is None:
+        if self.draws == "fresh":
             return at_once
 
         def looked_up(_: nn.Module, batch: ImageBatch) -> tuple[Tensor, list[Tensor]]:
@@ -217,11 +218,28 @@ class LatentRemap(ImageMethod):
 
         pieces = over_batches(run, network, data, looked_up, self.batch_size)
         rows = {number: row for row, number in enumerate(torch.cat([piece[0] for piece in pieces]).tolist())}
-        kept = [torch.cat(each) for each in zip(*(piece[1] for piece in pieces), strict=True)]
+        kept = [_padded(each) for each in zip(*(piece[1] for piece in pieces), strict=True)]
 
         def remembered(model: nn.Module, batch: ImageBatch) -> Tensor:
             hidden, draw = drawn(batch)
             places = torch.tensor([rows[number] for number in batch["positions"].tolist()])
-            return latent_distance(model(batch["images"], hidden, draw), [each[places] for each in kept])
+            latents = model(batch["images"], hidden, draw)
+            wanted = [_as_long(each[places], own) for own, each in zip(latents, kept, strict=True)]
+            return latent_distance(latents, wanted)
 
         return remembered
+
+
+def _padded(batches: Sequence[Tensor]) -> Tensor:
+    """One tensor of them all: latents of batches whose masks leave fewer places visible end in zeros."""
+    if len({batch.shape[1:] for batch in batches}) == 1:
+        return torch.cat(list(batches))
+    longest = max(batch.shape[1] for batch in batches)
+    return torch.cat(
+        [torch.cat([each, each.new_zeros(len(each), longest - each.shape[1], *each.shape[2:])], 1) for each in batches]
+    )
+
+
+def _as_long(kept: Tensor, own: Tensor) -> Tensor:
+    """Kept latents without the zeros behind the places of a batch whose longest has fewer of them."""
+    return kept if kept.shape == own.shape else kept[:, : own.shape[1]]

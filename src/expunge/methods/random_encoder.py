@@ -76,7 +76,7 @@ class RandomEncoder(ImageMethod):
 
 
 def _one_place(latents: Tensor) -> tuple[int, ...]:
-    """The shape of one place: (batch, 1, features) of tokens, (batch, channels, 1, 1) of feature maps."""
-    if latents.ndim == 4:
-        return (latents.shape[0], latents.shape[1], 1, 1)
-    return (latents.shape[0], 1, latents.shape[2])
+    """The shape of one place: (batch, 1, features) of tokens, (batch, channels, 1, ...) of maps, else all of it."""
+    if latents.ndim == 3:
+        return (latents.shape[0], 1, latents.shape[2])
+    return (*latents.shape[:2], *[1] * (latents.ndim - 2))

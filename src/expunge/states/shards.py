@@ -127,7 +127,7 @@ class Sharded:
             The member, and the checkpoints after all slices but the last.
         """
         seed_globals(run.seed, "build", shard)
-        model = run.copy(self.recipe.build())
+        model = self.recipe.untrained(run)
         if first:
             model.load_state_dict(kept[first - 1])
         checkpoints = {number: each for number, each in kept.items() if number < first}

@@ -41,6 +41,14 @@ class Task(ABC):
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         """What the model says, in the form that may be distilled or matched: (batch, ...), such as logits."""
 
+    def fixed(self, model: nn.Module) -> Sequence[str]:
+        """Names of parameters that are computed, so that no phase trains or decays them; by default none.
+
+        Names are those of `named_parameters`; one that the model does not have counts for nothing.
+        """
+        del model
+        return ()
+
     @abstractmethod
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Training loss of each example in nats: (batch,)."""

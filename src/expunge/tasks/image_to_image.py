@@ -98,6 +98,10 @@ class ImageToImage(Task):
             return None
         return self._known(column(dataset, key))
 
+    def fixed(self, model: nn.Module) -> Sequence[str]:
+        """What the family computes, such as sinusoidal positions."""
+        return self.family.fixed(model)
+
     def hidden(self, model: nn.Module, batch: ImageBatch) -> Tensor:
         """What is hidden of these images in evaluation mode, as the model can work with it.
 
@@ -127,7 +131,7 @@ class ImageToImage(Task):
         """
         if not model.training:
             return self._measured_losses(model, batch)
-        return self.family.losses(model, batch["images"], self.training_mask(model, batch, Draw()), Draw())
+        return self._training_losses(model, batch)
 
     def training_mask(self, model: nn.Module, batch: ImageBatch, draw: Draw) -> Tensor:
         """What is hidden at a step of training: (batch, 1, height, width) bool."""
@@ -183,7 +187,7 @@ class ImageToImage(Task):
         """Train a fresh decoder on the encoder as it is: what an attacker does who distrusts the decoder.
 
         The decoder is initialised from `seed` and trained by Adam for `decoder_steps` on the family's own loss; the
-        encoder keeps every bit.
+        encoder keeps every bit, the statistics of its normalisation layers included.
         """
         images = [(batch["images"], batch["positions"]) for batch in batches]
         whole = {
@@ -204,13 +208,15 @@ class ImageToImage(Task):
     def _train_decoder(self, model: nn.Module, whole: ImageBatch) -> None:
         decoder = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.Adam(decoder, lr=self.decoder_learning_rate)
-        model.train()
         for _ in range(self.decoder_steps):
             rows = torch.randint(len(whole["images"]), (self.decoder_batch_size,)).to(whole["images"].device)
             batch = {name: values[rows] for name, values in whole.items()}
-            self.losses(model, batch).mean().backward()
+            self._training_losses(model, batch).mean().backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+
+    def _training_losses(self, model: nn.Module, batch: ImageBatch) -> Tensor:
+        return self.family.losses(model, batch["images"], self.training_mask(model, batch, Draw()), Draw())
 
     def _measured_losses(self, model: nn.Module, batch: ImageBatch) -> Tensor:
         hidden = self.hidden(model, batch)

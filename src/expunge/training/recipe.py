@@ -22,7 +22,8 @@ class Supervised:
     """Train a freshly built network on the task's own losses.
 
     Args:
-        build: Makes an untrained network; it is called under the seed.
+        build: Makes an untrained network; it is called under the seed. Parameters that it leaves without a gradient
+            (`requires_grad_(False)`) are not trained.
         task: What the network is for.
         epochs: Passes over the data.
         batch_size: Examples a step.
@@ -52,9 +53,17 @@ class Supervised:
     def fit(self, dataset: MapDataset, run: Run, recording: Recording | None = None) -> nn.Module:
         """Train within a run that may have checkpoints; returns the model in evaluation mode."""
         seed_globals(run.seed, "build")
-        model = run.copy(self.build())
+        model = self.untrained(run)
         self.go_on(model, dataset, run, recording=recording)
         return model.eval()
+
+    def untrained(self, run: Run) -> nn.Module:
+        """A network of `build` on the run's device; what was built frozen stays so."""
+        built = self.build()
+        model = run.copy(built)
+        for name, parameter in built.named_parameters():
+            model.get_parameter(name).requires_grad_(parameter.requires_grad)
+        return model
 
     def go_on(
         self,

@@ -3,7 +3,8 @@
 import copy
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ class Run:
 
         Every parameter of the copy takes a gradient, those too that the caller froze with `requires_grad_(False)`:
         unless they were frozen while the model was first trained, they hold what the forget set taught them. A
-        method that is to leave some alone freezes them in the copy.
+        method that is to leave some alone freezes them in the copy. What the task calls `fixed` no phase trains.
         """
         duplicate = copy.deepcopy(model).requires_grad_(True).to(self.device)
         return _channels_last(duplicate) if self.execution.channels_last else duplicate
@@ -122,8 +123,8 @@ class Run:
 
         Args:
             phase: Name, unique within the run.
-            model: What is trained: the parameters that require a gradient. A normalisation layer whose parameters
-                are all frozen keeps its statistics too.
+            model: What is trained: the parameters that require a gradient and that the task does not call `fixed`. A
+                normalisation layer whose parameters are all frozen keeps its statistics too.
             terms: What is minimised.
             optimizer: How.
             steps: Number of optimiser steps; or
@@ -160,8 +161,9 @@ class Run:
             )
         if recording is not None:
             self._require_recordable(phase, terms)
-        loop = Loop(self, phase, model, terms, optimizer, total, conduct)
-        record = loop.run(watch, recording)
+        with _still(model, self.task.fixed(model)):
+            loop = Loop(self, phase, model, terms, optimizer, total, conduct)
+            record = loop.run(watch, recording)
         self.phases.append(record)
         if carry_optimizer:
             self._carried = loop.optimizer
@@ -172,6 +174,19 @@ class Run:
             raise SettingError(f"phase {phase!r} is recorded: use one process, and bf16 or full precision, not fp16")
         if len(terms) > 1 or len(terms[0].parts) > 1:
             raise SettingError(f"phase {phase!r} is recorded, for which it must have one term over one dataset")
+
+
+@contextmanager
+def _still(model: nn.Module, names: Sequence[str]) -> Generator[None]:
+    """Keep these parameters out of optimiser, gradient and weight decay; afterwards they take gradients as before."""
+    fixed = [each for name, each in model.named_parameters() if name in names and each.requires_grad]
+    for parameter in fixed:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in fixed:
+            parameter.requires_grad_(True)
 
 
 def _whole(seed: int) -> int:
