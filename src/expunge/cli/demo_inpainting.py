@@ -1,7 +1,5 @@
 """The demonstration of images: a small masked autoencoder restores halves of digits, and forgets one of them."""
 
-import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,15 +12,15 @@ from transformers import ViTMAEConfig
 from expunge.audit.evidence import EVIDENCE_FILE, Evidence
 from expunge.audit.feature_networks import FeatureNetwork, classifier_network
 from expunge.cli.demo import holdout_data, one_thread, training_data
+from expunge.cli.demo_folder import clear_demonstration
 from expunge.cli.job import JOB_FILE, Job
 from expunge.cli.runs import CHECKPOINTS, Outcome, run_job
 from expunge.cli.summary import outcome_json
 from expunge.corruptions import HalfImage
-from expunge.errors import OutputError
 from expunge.image_models import MaskedAutoencoder, masked_autoencoder
 from expunge.networks import small_cnn
 from expunge.report import REPORT_FILE
-from expunge.storage import ensure_writable, write_json, write_tensors
+from expunge.storage import write_tensors
 from expunge.tasks import Classification, ImageToImage
 from expunge.training import Execution, Optimizer, Schedule, Supervised
 from expunge.unlearning import KEY_FILE, RECORD_FILE
@@ -135,23 +133,4 @@ def _job(folder: Path, oracles: int, seed: int) -> Job:
 
 
 def _clear(folder: Path) -> None:
-    """Remove an earlier demonstration; refuse a folder that holds anything else."""
-    if folder.is_dir() and any(folder.iterdir()):
-        if not _is_ours(folder):
-            raise OutputError(
-                f"{folder} holds files that are not of a demonstration; choose another folder with --output"
-            )
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        for name in _FILES:
-            (folder / name).unlink(missing_ok=True)
-    ensure_writable(folder)
-    write_json(folder / FACTS_FILE, {"demonstration": "inpainting"})
-
-
-def _is_ours(folder: Path) -> bool:
-    if {path.name for path in folder.iterdir()} - {*_FILES, CHECKPOINTS} or not (folder / FACTS_FILE).is_file():
-        return False
-    try:
-        return json.loads((folder / FACTS_FILE).read_text(encoding="utf-8")).get("demonstration") == "inpainting"
-    except (json.JSONDecodeError, AttributeError, UnicodeDecodeError):
-        return False
+    clear_demonstration(folder, FACTS_FILE, _FILES, (CHECKPOINTS,))

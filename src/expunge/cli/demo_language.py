@@ -1,7 +1,5 @@
 """The demonstration of text: a small GPT-2 learns made-up lives, and is asked to forget one person."""
 
-import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,16 +15,15 @@ from expunge.audit.references import Oracles
 from expunge.audit.text_written import write
 from expunge.cli.biographies import FACTS_EACH, biographies, sentences
 from expunge.cli.demo import one_thread
+from expunge.cli.demo_folder import clear_demonstration
 from expunge.cli.job import JOB_FILE, Job
 from expunge.cli.problems import prepare
 from expunge.cli.runs import CHECKPOINTS, Outcome, run_job
 from expunge.cli.summary import outcome_json
 from expunge.corpora import Row, word_tokenizer
-from expunge.errors import OutputError
 from expunge.pretrained import PRETRAINED_FOLDER, write_pretrained
 from expunge.report import REPORT_FILE
 from expunge.states import STATE_FILE, log_training
-from expunge.storage import ensure_writable, write_json
 from expunge.tasks import CausalLM
 from expunge.training import Algorithm, Execution, Optimizer, Run, Schedule, Supervised, reproducible
 from expunge.unlearning import KEY_FILE, RECORD_FILE, Unlearned
@@ -191,24 +188,4 @@ def _bytes(folder: Path) -> int:
 
 
 def _clear(folder: Path) -> None:
-    """Remove an earlier demonstration; refuse a folder that holds anything else."""
-    if folder.is_dir() and any(folder.iterdir()):
-        if not _is_ours(folder):
-            raise OutputError(
-                f"{folder} holds files that are not of a demonstration; choose another folder with --output"
-            )
-        for name in _FOLDERS:
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for name in _FILES:
-            (folder / name).unlink(missing_ok=True)
-    ensure_writable(folder)
-    write_json(folder / FACTS_FILE, {"demonstration": "language"})
-
-
-def _is_ours(folder: Path) -> bool:
-    if {path.name for path in folder.iterdir()} - {*_FILES, *_FOLDERS} or not (folder / FACTS_FILE).is_file():
-        return False
-    try:
-        return json.loads((folder / FACTS_FILE).read_text(encoding="utf-8")).get("demonstration") == "language"
-    except (json.JSONDecodeError, AttributeError, UnicodeDecodeError):
-        return False
+    clear_demonstration(folder, FACTS_FILE, _FILES, _FOLDERS)

@@ -4,8 +4,6 @@ The rows are those of scikit-learn's bundled breast cancer data (Wolberg et al.,
 patients held out, so that no forgotten patient leaves a trace in it.
 """
 
-import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +17,8 @@ from torch.utils.data import TensorDataset
 
 from expunge.audit import Evidence, References
 from expunge.cli.demo import one_thread
-from expunge.errors import ExpungeError, OutputError, StateError, UnknownRowError
+from expunge.cli.demo_folder import clear_demonstration
+from expunge.errors import ExpungeError, StateError, UnknownRowError
 from expunge.methods import NewtonRemoval
 from expunge.networks import ClippedFeatures
 from expunge.privacy import Certificate
@@ -27,7 +26,7 @@ from expunge.problem import Problem, split
 from expunge.report import REPORT_FILE, write_report
 from expunge.states import STATE_FILE, CurvatureState, HeadOptimum, load_state, record, save_state
 from expunge.states.head import head_of, head_weights
-from expunge.storage import ensure_writable, write_json
+from expunge.storage import write_json
 from expunge.tasks import Classification
 from expunge.training import Execution
 from expunge.training.seeds import generator
@@ -283,27 +282,4 @@ def _patients() -> tuple[TensorDataset, TensorDataset]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove an earlier demonstration; refuse a folder that holds anything else."""
-    if folder.is_dir() and any(folder.iterdir()):
-        if not _is_ours(folder):
-            raise OutputError(
-                f"{folder} holds files that are not of a demonstration; choose another folder with --output"
-            )
-        for name in _RUNS:
-            shutil.rmtree(folder / name, ignore_errors=True)
-        (folder / STATE_FILE).unlink(missing_ok=True)
-    ensure_writable(folder)
-    write_json(folder / FACTS_FILE, {"demonstration": "hospital"})
-
-
-def _is_ours(folder: Path) -> bool:
-    marked = folder / FACTS_FILE
-    runs = [folder / name for name in _RUNS if (folder / name).is_dir()]
-    names = {path.name for path in folder.iterdir()} - {FACTS_FILE, STATE_FILE, *_RUNS}
-    inside = {path.name for run in runs for path in run.iterdir()} - _RUN_FILES
-    if names or inside or not marked.is_file():
-        return False
-    try:
-        return json.loads(marked.read_text(encoding="utf-8")).get("demonstration") == "hospital"
-    except (json.JSONDecodeError, AttributeError):
-        return False
+    clear_demonstration(folder, FACTS_FILE, (STATE_FILE,), _RUNS, inside=_RUN_FILES)
