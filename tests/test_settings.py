@@ -23,6 +23,7 @@ from expunge.training import Schedule
 class Settings:
     number: Any = 1.0
     optional: Any = None
+    either: float | None = 3.0
 
 
 CHECKS = {
@@ -52,9 +53,10 @@ def test_numbers_in_range_pass_and_others_are_named(check: str) -> None:
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_none_passes_where_it_is_the_default(check: str) -> None:
+def test_none_passes_where_it_is_the_default_or_of_the_type(check: str) -> None:
     require, _, good, bad = CHECKS[check]
     require(Settings(), "optional")
+    require(Settings(either=None), "either")
     require(Settings(optional=good[0]), "optional")
     with pytest.raises(SettingError, match="optional must "):
         require(Settings(optional=bad[0]), "optional")

@@ -1,7 +1,7 @@
 """Checks of settings: a value that cannot be used is refused when a settings object is made, with the allowed range.
 
 Each function reads fields of a dataclass by name, for use in `__post_init__`. None passes where it is the default of
-the field, for there it means that the setting is not used.
+the field or its type has it, for there it means that the setting is not used.
 """
 
 import math
@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from enum import Enum
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args
 
 from expunge.errors import SettingError
 
@@ -62,10 +63,10 @@ def require_one_of(settings: "DataclassInstance", name: str, choices: Iterable[A
 
 
 def _numbers(settings: "DataclassInstance", names: Iterable[str], allowed: str) -> Iterator[tuple[str, Any]]:
-    defaults = {field.name: field.default for field in fields(settings)}
+    optional = {field.name for field in fields(settings) if field.default is None or NoneType in get_args(field.type)}
     for name in names:
         value = getattr(settings, name)
-        if value is None and defaults[name] is None:
+        if value is None and name in optional:
             continue
         if isinstance(value, bool) or not isinstance(value, Real):
             raise _refusal(name, allowed, value)

@@ -55,8 +55,7 @@ class ImageMethod(Method):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        clipped = () if self.clip_norm is None else ("clip_norm",)
-        require_positive(self, "forget_weight", "learning_rate", "epochs", *clipped)
+        require_positive(self, "forget_weight", "learning_rate", "epochs", "clip_norm")
         require_at_least(self, 0, "weight_decay")
         require_whole(self, "batch_size")
         require_one_of(self, "held", ("retain", "surrogate", "none"))

@@ -60,7 +60,7 @@ class LanguageMethod(Method):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require_positive(self, "learning_rate", "epochs", *(() if self.clip_norm is None else ("clip_norm",)))
+        require_positive(self, "learning_rate", "epochs", "clip_norm")
         require_whole(self, "batch_size")
         require_at_least(self, 0, "weight_decay")
 

@@ -82,9 +82,7 @@ class Extrapolate(Method):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require_positive(self, "extrapolation", "learning_rate", "epochs")
-        if self.clip_norm is not None:
-            require_positive(self, "clip_norm")
+        require_positive(self, "extrapolation", "learning_rate", "epochs", "clip_norm")
         require_between(self, 0, 1, "budget")
         require_at_least(self, 0, "weight_decay")
         require_whole(self, "batch_size")
