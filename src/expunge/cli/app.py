@@ -1,22 +1,20 @@
-"""The commands, and how errors and interruptions reach a person."""
+"""The commands."""
 
 import json
 import sys
-import warnings
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from typer.core import TyperCommand, TyperGroup
 
+from expunge.cli.complaints import Command, Commands
 from expunge.cli.processes import is_main_process
-from expunge.errors import ExpungeError, ExpungeWarning, JobError
+from expunge.errors import JobError
 
 if TYPE_CHECKING:  # each command imports what it needs: torch takes seconds, which --version and --help need not
     from expunge.cli.runs import Outcome
@@ -24,76 +22,8 @@ if TYPE_CHECKING:  # each command imports what it needs: torch takes seconds, wh
 T = TypeVar("T")
 
 
-class _Command(TyperCommand):
-    """Turns errors into one red line and an exit status."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            with _warnings_as_notes():
-                return super().invoke(ctx)
-        except KeyboardInterrupt as error:
-            again = "; the same command with --resume goes on" if ctx.info_name == "run" else ""
-            _complain(f"interrupted{again}")
-            raise typer.Exit(130) from error
-        except BrokenPipeError:  # whoever reads the output has had enough
-            raise
-        except Exception as error:
-            if ctx.find_root().params["traceback"]:
-                raise
-            _explain(error)
-            raise typer.Exit(2 if isinstance(error, ExpungeError) else 1) from error
-
-
-_UsageError = cast("type[Exception]", typer.BadParameter.__base__)  # typer names it in no place of its own
-
-
-class _Commands(TyperGroup):
-    """Turns what a command cannot be started with into one line of the same kind."""
-
-    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        if not args:  # shows the help, by an error of its own
-            return super().make_context(info_name, args, parent, **extra)
-        with _one_line():
-            return super().make_context(info_name, args, parent, **extra)
-
-    def invoke(self, ctx: Any) -> Any:
-        with _one_line():
-            return super().invoke(ctx)
-
-
-@contextmanager
-def _one_line() -> Generator[None]:
-    try:
-        yield
-    except _UsageError as error:
-        said: Any = error
-        where = f"; see `{said.ctx.command_path} --help`" if said.ctx is not None else ""
-        _complain(f"error: {' '.join(said.format_message().split()).rstrip('.')}{where}")
-        raise typer.Exit(2) from error
-
-
-@contextmanager
-def _warnings_as_notes() -> Generator[None]:
-    """Print warnings of this library as notes, each once; those of others stay as they are."""
-    told = set[str]()
-    with warnings.catch_warnings():
-        others = warnings.showwarning
-
-        def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
-            if not issubclass(category, ExpungeWarning):
-                others(message, category, *rest, **named)
-            elif str(message) not in told:
-                told.add(str(message))
-                text = " ".join(str(message).split())
-                _complain(f"Note: {text[:1].upper()}{text[1:]}", colour="yellow")
-
-        warnings.showwarning = show
-        warnings.filterwarnings("always", category=ExpungeWarning)
-        yield
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     help="Remove the influence of chosen training data from a trained model, and measure how far that worked.",
     no_args_is_help=True,
     add_completion=False,
@@ -136,7 +66,7 @@ def main(
     """What all commands have in common."""
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def methods(as_json: Json = False) -> None:
     """List every method that can be named in a job."""
     from expunge.cli.methods import installed_methods
@@ -149,7 +79,7 @@ def methods(as_json: Json = False) -> None:
         print_methods(_console(), found)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def run(
     job_file: Annotated[Path, typer.Argument(metavar="JOB", help="The job, a YAML file.")],
     change: Annotated[
@@ -171,7 +101,7 @@ def run(
     _show(run_job(job, folder, resume=resume, say=_say), as_json=as_json)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def recommend(
     job_file: Annotated[Path, typer.Argument(metavar="JOB", help="The job, a YAML file.")],
     change: Annotated[
@@ -191,7 +121,7 @@ def recommend(
     _tell(found, recommendation_json, print_recommendation, as_json)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def audit(
     folder: Annotated[Path | None, typer.Argument(metavar="RUN", help="The output folder of a run.")] = None,
     oracles: Annotated[
@@ -237,7 +167,7 @@ def audit(
     _show(audit_run(folder, order, say=_say), as_json=as_json)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def report(folder: RunFolder, as_json: Json = False) -> None:
     """Write the report of a run again."""
     from expunge.cli.runs import render_run
@@ -249,7 +179,7 @@ def report(folder: RunFolder, as_json: Json = False) -> None:
         typer.echo(path)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def compact(folder: RunFolder, as_json: Json = False) -> None:
     """Take what a run has forgotten out of the gradient log that it was forgotten with, for good."""
     from expunge.cli.compact import compact_run, compacted_json, print_compacted
@@ -257,7 +187,7 @@ def compact(folder: RunFolder, as_json: Json = False) -> None:
     _tell(compact_run(folder), compacted_json, print_compacted, as_json)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def demo(
     story: Annotated[
         Demonstration,
@@ -307,7 +237,7 @@ def demo(
             _tell(run_language(folder, oracles=oracles or 3, seed=seed, say=_say), story_json, print_language, as_json)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove all that is kept.")] = False,
     as_json: Json = False,
@@ -322,7 +252,7 @@ def cache(
         print_cache(_console(), facts)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def influence(
     job_file: Annotated[Path, typer.Argument(metavar="JOB", help="The job, a YAML file.")],
     kind: Annotated[InfluenceName, typer.Option(help="What is compared.")] = "gradient",
@@ -406,23 +336,6 @@ def _say(text: str) -> None:
     if is_main_process():
         # a terminal's lines are broken between words; a file's are left whole
         Console(stderr=True).print(escape(text), highlight=False, soft_wrap=not sys.stderr.isatty())
-
-
-def _explain(error: Exception) -> None:
-    from expunge.cli.loading import TRACEBACK, UNTOLD, named
-
-    if isinstance(error, JobError):  # a job may have several faults, each in a line of its own
-        for line in str(error).splitlines():
-            _complain(f"error: {line}")
-    elif isinstance(error, ExpungeError):
-        _complain(f"error: {' '.join(str(error).split())}")
-    else:
-        _complain(f"error: unexpected {named(error)}; {UNTOLD}: {TRACEBACK} shows it", everywhere=True)
-
-
-def _complain(text: str, *, everywhere: bool = False, colour: str = "red") -> None:
-    if everywhere or is_main_process():
-        Console(stderr=True).print(f"[{colour}]{escape(text)}[/{colour}]", highlight=False, soft_wrap=True)
 
 
 def _print_json(content: object) -> None:
