@@ -145,8 +145,9 @@ def corpus(name: str, board: Board) -> Corpus:
 
 
 def requests(board: Board, part: str = CONFIRMATION) -> list[Request]:
-    """Every request of one part of the benchmark."""
-    return [Request(name, kind, part) for name in board.data for kind in kinds(name)]
+    """Every request of one part of the benchmark, those for whole classes first."""
+    found = [Request(name, kind, part) for name in board.data for kind in kinds(name)]
+    return sorted(found, key=lambda request: request.kind not in (CLASS, PERSON))
 
 
 def kinds(name: str) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ def _introduction(cells: Cells, board: Board) -> str:
     budgets = " and ".join(f"{budget:.0%}" for budget in board.budgets)
     return f"""# Leaderboard: methods for classifiers
 
-*Made from `benchmarks/results/classifiers-{board.name}.json` by `python benchmarks/classifiers.py --page`; computed
+*Made from `benchmarks/results/classifiers-*-{board.name}.json` by `python benchmarks/classifiers.py --page`; computed
 by `make bench BENCH=classifiers`.*
 
 Every method of the library for classifiers, at {budgets} of a retrain, beside {board.oracles} models retrained without

@@ -92,7 +92,6 @@ class World:
         tuning_steps: Of tuning, for extrapolation and for the control.
         tuning_rate: The peak of tuning.
         remap: Settings of `LatentRemap` with noise as target.
-        towards: Settings of `LatentRemap` with extrapolated outputs as target.
         baseline_rate: The peak of the baselines.
         measured: Pictures of each set that are measured.
         relearning: Pictures of the forget set that an attacker has.
@@ -115,9 +114,8 @@ class World:
     learning_rate: float = 3e-3
     steps: int = 45
     tuning_steps: int = 80
-    tuning_rate: float = 1.5e-3
+    tuning_rate: float = 3e-3
     remap: Mapping[str, Any] = field(default_factory=lambda: {"learning_rate": 1e-3, "forget_weight": 0.2})
-    towards: Mapping[str, Any] = field(default_factory=lambda: {"learning_rate": 2e-3})
     baseline_rate: float = 1e-3
     measured: int = 250
     relearning: int = 64
@@ -161,7 +159,19 @@ def worlds() -> dict[str, World]:
     """By name, in the order in which they are computed."""
     mae = MaskedAutoencoder()
     found = (
-        World("mnist-mae", "MNIST forgets 3 and 7", digits, 10, (3, 7), mae, autoencoder, sweeps=True),
+        World(
+            "mnist-mae",
+            "MNIST forgets 3 and 7",
+            digits,
+            10,
+            (3, 7),
+            mae,
+            autoencoder,
+            passes=24,
+            steps=90,
+            tuning_steps=160,
+            sweeps=True,
+        ),
         World(
             "faces-mae",
             "ORL faces forget a person",
@@ -177,8 +187,6 @@ def worlds() -> dict[str, World]:
             tuning_steps=110,
             relearning=8,
             judge_epochs=15,
-            seeds=1,
-            oracles=2,
         ),
         World(
             "cifar10-mae",
@@ -194,8 +202,6 @@ def worlds() -> dict[str, World]:
             tuning_steps=48,
             measured=150,
             judge_epochs=8,
-            seeds=1,
-            oracles=2,
         ),
         World(
             "mnist-tokens",
@@ -205,8 +211,6 @@ def worlds() -> dict[str, World]:
             (3, 7),
             MaskedTokens(),
             token_model,
-            seeds=1,
-            oracles=2,
         ),
         World(
             "mnist-diffusion",
@@ -220,8 +224,6 @@ def worlds() -> dict[str, World]:
             diffusion_model,
             ON_10,
             measured=100,
-            seeds=1,
-            oracles=2,
         ),
     )
     return {world.name: world for world in found}

@@ -2,7 +2,7 @@
 
 Rates are chosen on development requests (other classes, other rows, another original) with the same number of trials
 for every method. Run with `make bench BENCH=classifiers`; it goes on where it was stopped. `--page` writes the page
-and the figure from the results that are there, `--only` fills the rows of one data set.
+and the figure from the results that are there, `--only` fills the rows of one data set, which has a file of its own.
 """
 
 import argparse
@@ -19,16 +19,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Fill the table, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=sorted(BOARDS), default="quick")
-    parser.add_argument("--only", help="one data set")
+    parser.add_argument("--only", help="one data set, such as MNIST")
     parser.add_argument("--page", action="store_true", help="compute nothing")
     given = parser.parse_args(arguments)
     board = BOARDS[given.size]
-    results = Results("classifiers", board, {"audit": repr(_board.AUDIT)})
+    settings = {"audit": repr(_board.AUDIT)}
+    results = {name: Results("classifiers", board, settings, part=name.replace(" ", "-")) for name in board.data}
     if not given.page:
         for request in requests(board):
             if given.only in (None, request.corpus):
-                fill(results, request, board)
-    _board_page.write(results.cells, board)
+                fill(results[request.corpus], request, board)
+    _board_page.write({key: cell for part in results.values() for key, cell in part.cells.items()}, board)
 
 
 def fill(results: Results, request: Request, board: Board) -> None:

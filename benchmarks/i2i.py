@@ -62,8 +62,8 @@ def rows(world: World, size: Size) -> dict[str, Row]:
         return Row(LatentRemap(**settings), seen)
 
     def towards(seen: str, **changes: Any) -> Row:
-        settings = {"target": "extrapolation", "forget_weight": 1.0, "tuning_learning_rate": world.tuning_rate}
-        settings |= {"epochs": epochs(seen, world.steps // 2), **world.towards, **changes}
+        settings = {**LatentRemap.presets["oracle"], "epochs": epochs(seen, world.steps // 3), **changes}
+        settings |= {"tuning_learning_rate": world.tuning_rate}
         return remap(seen, tuning_epochs=world.tuning_steps / 2 * batch / held[seen], **settings)
 
     tuning = {"learning_rate": world.tuning_rate, "epochs": epochs("retain", world.tuning_steps), "batch_size": batch}
@@ -74,13 +74,14 @@ def rows(world: World, size: Size) -> dict[str, Row]:
         "paper, forget only": remap("none"),
         "oracle, retain": towards("retain"),
         "oracle, proxy": towards("proxy"),
-        "oracle, c = 2": towards("retain", extrapolation=2.0),
-        "extrapolated tuning": Row(Extrapolate(**tuning), "retain"),
-        "extrapolated tuning, c = 2": Row(Extrapolate(**tuning, extrapolation=2.0), "retain"),
+        "oracle, c found": towards("retain", extrapolation=None),
+        "Extrapolate": Row(Extrapolate.preset("images", **tuning), "retain"),
+        "Extrapolate, c found": Row(Extrapolate(**tuning), "retain"),
         "control: fine-tune": Row(_fine_tune(**tuning), "retain"),
     }
     if isinstance(world.family, MaskedAutoencoder):  # others have no mean of pictures
-        found["neighbours, retain"] = remap("retain", target="neighbours", forget_weight=0.3)
+        shorter = epochs("retain", world.steps * 5 // 6)
+        found["neighbours, retain"] = remap("retain", **LatentRemap.presets["neighbours"], epochs=shorter)
     for kind in (MaxLoss, NoisyLabel, RetainLabel, RandomEncoder):
         method = kind(learning_rate=world.baseline_rate, batch_size=batch, epochs=epochs("retain"))
         found[f"baseline: {kind.__name__}"] = Row(method, "retain")

@@ -371,7 +371,7 @@ def test_the_factor_is_the_largest_that_does_no_harm() -> None:
 def test_the_factor_found_is_recorded_and_acts(trained: Callable[..., Problem]) -> None:
     problem = trained()
     for method in (
-        LatentRemap.preset("oracle", **SETTINGS, tuning_epochs=5),
+        LatentRemap.preset("oracle", **SETTINGS, tuning_epochs=5, extrapolation=None),
         Extrapolate(**SETTINGS),
     ):
         phase = unlearn(problem, method, execution=tiny.QUIET).record.phases[0]
