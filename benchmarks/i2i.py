@@ -1,8 +1,9 @@
 """Image-to-image models forget: methods beside models retrained without what is forgotten, in five worlds.
 
 Run it as `make bench BENCH=i2i`, with EXPUNGE_DATA_DIR naming a folder that holds mnist.npz, orl_faces.npz and
-cifar10_jpeg.tar.xz; `python benchmarks/i2i.py --world mnist-mae` computes one world. A cell is a model
-of one seed; those in the results file are not computed again, so an interrupted run goes on.
+cifar10_jpeg.tar.xz; `python benchmarks/i2i.py --world mnist-mae` computes one world, `--page` writes the page of
+those that are there. A cell is a model of one seed; those in the results file are not computed again, so an interrupted
+run goes on.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from _cifar10 import SIZES, Size
 from _i2i_figures import RELEARNING, RETAINED_BY_ATTACKER, Trained, figures, mean_image, parts, references, timed, train
-from _i2i_tables import draw, report
+from _i2i_tables import PAGE, draw, page, report
 from _i2i_worlds import QUIET, World, worlds
 from _results import Results
 from expunge import (
@@ -66,7 +67,11 @@ def rows(world: World, size: Size) -> dict[str, Row]:
         settings |= {"tuning_learning_rate": world.tuning_rate}
         return remap(seen, tuning_epochs=world.tuning_steps / 2 * batch / held[seen], **settings)
 
-    tuning = {"learning_rate": world.tuning_rate, "epochs": epochs("retain", world.tuning_steps), "batch_size": batch}
+    tuning: dict[str, Any] = {
+        "learning_rate": world.tuning_rate,
+        "epochs": epochs("retain", world.tuning_steps),
+        "batch_size": batch,
+    }
     found = {
         "paper, published rate": Row(LatentRemap.preset("paper", batch_size=batch, epochs=epochs("retain")), "retain"),
         "paper, retain": remap("retain"),
@@ -101,21 +106,50 @@ def _fine_tune(*, learning_rate: float, epochs: float, batch_size: int) -> FineT
 
 
 def main() -> None:
-    """Compute what is missing, print the tables, draw the sweeps."""
+    """Compute what is missing, draw the sweeps, and write the page of all that is there."""
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=sorted(SIZES), default="quick")
     parser.add_argument("--world", choices=list(worlds()))
+    parser.add_argument("--page", action="store_true", help="compute nothing")
     chosen = parser.parse_args()
+    size = SIZES[chosen.size]
     for name, world in worlds().items():
-        if chosen.world in (None, name):
-            compute(world, SIZES[chosen.size])
+        if not chosen.page and chosen.world in (None, name):
+            compute(world, size)
+            print(report(*computed(world, size)))
+    there = {name: computed(world, size) for name, world in worlds().items() if complete(world, size)}
+    for results, world, _ in there.values():
+        if world.sweeps:
+            drawn = draw(results, world, WEIGHTS, (*RETAINED, len(parts(world, size).retain)))
+            for place in (results.figure, PAGE.parent / "images" / results.figure.name):
+                drawn.savefig(place, metadata={"Date": None})
+    if chosen.page and size.name == "quick":
+        PAGE.write_text(page(there), encoding="utf-8")
+
+
+def results_of(world: World, size: Size) -> Results:
+    """What was computed of a world."""
+    settings = {"world": world.settings(), "relearning": RELEARNING, "retained by attacker": RETAINED_BY_ATTACKER}
+    return Results("i2i", size, settings, part=world.name)
+
+
+def computed(world: World, size: Size) -> tuple[Results, World, list[str]]:
+    """What a world's part of the page is made of."""
+    return results_of(world, size), world, list(rows(world, size))
+
+
+def complete(world: World, size: Size) -> bool:
+    """Whether every cell of a world is there."""
+    results, _, table = computed(world, size)
+    wanted = [f"oracle {number}" for number in range(world.oracles)]
+    wanted += [f"{seed}: {row}" for seed in range(world.seeds) for row in ("original", *table)]
+    return {"mean image", *wanted} <= set(results.cells)
 
 
 def compute(world: World, size: Size) -> None:
-    """One world."""
-    settings = {"world": world.settings(), "relearning": RELEARNING, "retained by attacker": RETAINED_BY_ATTACKER}
-    results, table = Results("i2i", size, settings, part=world.name), rows(world, size)
+    """The cells of one world."""
+    results, table = results_of(world, size), rows(world, size)
     oracles = cache(partial(_oracles, world, size))
     seen = cache(lambda: references(world, size, [found.model for found in oracles()]))
     results.cell("mean image", partial(mean_image, world, size))
@@ -126,9 +160,6 @@ def compute(world: World, size: Size) -> None:
         results.cell(f"{seed}: original", lambda original=original: figures(world, size, original(), seen()))
         for name, row in table.items():
             results.cell(f"{seed}: {name}", partial(unlearned, world, size, original, row, seed, seen))
-    report(results, world, list(table))
-    if world.sweeps:
-        draw(results, world, WEIGHTS, (*RETAINED, len(parts(world, size).retain)))
 
 
 def unlearned(
