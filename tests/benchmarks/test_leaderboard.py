@@ -19,7 +19,7 @@ def _on_the_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:  # modules of the benchmarks keep models and paths of this test
-        if name.startswith(("_board", "_cifar10", "_results", "classifiers")):
+        if name.startswith(("_board", "_cifar10", "_results", "classifiers", "recommending")):
             del sys.modules[name]
 
 
@@ -76,6 +76,18 @@ def test_every_method_for_classifiers_has_a_row_or_a_reason() -> None:
     listed = {*ENTRIES, *(name for names in ABSENT for name in names.split(", "))}
 
     assert suited - {"Method", "Retrain"} <= listed
+
+
+def test_no_digit_that_is_trained_on_is_held_out() -> None:
+    import recommending
+    from _board_data import BOARDS, corpus
+
+    for board in (BOARDS["smoke"], recommending.BOARD):
+        data = corpus("digits", board)
+        shown, kept = ({bytes(picture.numpy()) for picture in part.tensors[0]} for part in (data.train, data.holdout))
+        assert len(data.train) == board.rows
+        assert len(data.holdout) >= 397
+        assert not shown & kept
 
 
 @pytest.mark.slow
