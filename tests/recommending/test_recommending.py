@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -212,10 +212,13 @@ def test_what_is_missing_or_cannot_be_used_is_refused_before_anything_is_trained
         recommended(dataclasses.replace(asked(), recipe=None), {"nothing": NOTHING})
     with pytest.raises(MissingNeedError, match="retain="):
         recommended(dataclasses.replace(asked(), retain=None), {"nothing": NOTHING})
-    with pytest.raises(SettingError, match="rates"):
-        recommended(asked(), {"nothing": NOTHING}, rates=())
-    with pytest.raises(SettingError, match="candidates"):
+    for rates in ((), 4, "4", ("4",), (0,), (1, float("inf"))):
+        with pytest.raises(SettingError, match=r"rates must be multiples above 0 .*such as \(1, 4, 16\), not"):
+            recommended(asked(), {"nothing": NOTHING}, rates=rates)
+    with pytest.raises(SettingError, match="candidates is empty"):
         recommended(asked(), {})
+    with pytest.raises(SettingError, match=r"candidates\['mine'\] is FineTune\(.*give `expunge.recommending.Candidate"):
+        recommended(asked(), cast("dict[str, Candidate]", {"mine": FineTune()}))
 
 
 @pytest.mark.parametrize(
