@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from expunge.data import MapDataset
-from expunge.methods._labels import given_labels, wrong_labels
+from expunge.methods._labels import wrong_labels
 from expunge.methods.base import Maturity, Method, Need, Tier
 from expunge.problem import Problem
 from expunge.settings import require_positive, require_whole
@@ -45,13 +44,25 @@ class RandomLabel(Method):
         task = cast(Classification, problem.task)
         forget, retain = cast(MapDataset, problem.forget), cast(MapDataset, problem.retain)
         wrong = wrong_labels(task.labels_of(forget), task.classes, run.generator("wrong labels"))
-        labels = torch.cat([wrong, task.labels_of(retain)])
         model = run.copy(problem.model)
         run.train(
             "relabel",
             model,
-            [Term((forget, retain), given_labels(task), batch_size=self.batch_size, reference=labels)],
+            [Term((_Relabelled(task, forget, wrong), retain), task.losses, batch_size=self.batch_size)],
             Optimizer(self.learning_rate, Algorithm.ADAM),
             epochs=self.epochs,
         )
         return model.eval()
+
+
+@dataclass(frozen=True)
+class _Relabelled:
+    task: Classification
+    dataset: MapDataset
+    labels: Tensor  # (examples,) int64
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return self.task.fields(self.task.collate([self.dataset[index]])["inputs"][0], self.labels[index])
