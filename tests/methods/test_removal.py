@@ -15,7 +15,7 @@ import tiny
 from expunge import Algorithm, Extrapolate, Problem, Regression, Run, SelectiveReset, Supervised, split, unlearn
 from expunge.errors import MissingNeedError, ModelError, SettingError
 from expunge.methods import calibrated
-from expunge.methods._extrapolation import FACTORS, with_weights
+from expunge.methods._extrapolation import FACTORS, largest_harmless, with_weights
 from expunge.methods._initialise import scrambled
 from expunge.methods._normalisation import has_statistics, remeasure_statistics
 from expunge.methods.selective_reset import most_specific, share_for
@@ -231,6 +231,13 @@ def test_too_few_to_leave_some_out_are_refused(mlp_problem: Problem) -> None:
     few = dataclasses.replace(mlp_problem, retain=torch.utils.data.Subset(mlp_problem.retain, range(9)))
     with pytest.raises(SettingError, match=r"9 held examples are too few to leave a tenth"):
         unlearn(few, Extrapolate(), execution=tiny.QUIET)
+
+
+def test_the_factor_is_the_largest_that_does_no_harm() -> None:
+    before, above, below = 0.5, 0.6, 0.4
+    assert largest_harmless([before, below, below, above, below, above, above, above]) == FACTORS[3]
+    assert largest_harmless([before, *[before] * 7]) == FACTORS[-1]
+    assert largest_harmless([before, *[above] * 7]) == 1, "plain tuning, where everything does harm"
 
 
 def test_the_factor_is_found_on_what_neither_model_has_seen(mlp_problem: Problem, monkeypatch: Any) -> None:

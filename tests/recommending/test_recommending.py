@@ -186,6 +186,19 @@ class Diverges(Method):
         raise DivergedError("it diverged")
 
 
+def test_the_winner_is_given_the_size_of_the_real_request() -> None:
+    """Its class has thirty rows and the others twenty, so that there are fewer to train on than in the rehearsal."""
+    whole = asked()
+    assert whole.retain is not None
+    labels = tiny.TASK.labels_of(whole.retain)
+    some = torch.cat([(labels == label).nonzero().flatten()[:20] for label in (1, 2, 3)])
+    problem = dataclasses.replace(whole, retain=torch.utils.data.Subset(whole.retain, some.tolist()))
+    found = recommended(problem, {"FineTune": CANDIDATES["FineTune"]}, oracles=2, budget=0.5)
+    tried = found.choice.ranking[0].settings["stages"][0]["epochs"]
+    assert isinstance(found.method, FineTune)
+    assert found.method.stages[0].epochs == pytest.approx(tried * 70 / 60)
+
+
 def test_what_diverges_comes_last_and_is_not_run() -> None:
     candidates = {"a": Candidate(Diverges, lambda _s, _m: Diverges()), "nothing": NOTHING}
     found = recommended(asked(), candidates, oracles=2)
