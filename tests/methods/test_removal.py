@@ -273,7 +273,8 @@ def test_a_budget_is_a_share_of_the_passes_of_a_retrain(mlp_problem: Problem) ->
         with pytest.raises(MissingNeedError, match="only a `Supervised` recipe tells: pass"):
             method.require(without)
     with pytest.raises(
-        SettingError, match=r"budget must be above 0\.208 here, not 0\.2: what is done besides training costs"
+        SettingError,
+        match=r"budget must be above 0\.208 here, not 0\.2: what is done besides .*; raise it, or set `epochs` instead",
     ):
         unlearn(mlp_problem, SelectiveReset(budget=0.2), execution=tiny.QUIET)
 
