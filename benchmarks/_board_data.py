@@ -263,7 +263,8 @@ def _objects(rows: int) -> tuple[TensorDataset, TensorDataset]:
 def _digits(rows: int) -> tuple[TensorDataset, TensorDataset]:
     x, y = load_digits(return_X_y=True)
     images, labels = torch.tensor(x).float().reshape(-1, 1, 8, 8) / 8 - 1, torch.tensor(y).long()
-    return TensorDataset(images[:rows], labels[:rows]), TensorDataset(images[-rows:], labels[-rows:])
+    unseen = slice(max(rows, len(images) - rows), None)  # the last of them, and none that is trained on
+    return TensorDataset(images[:rows], labels[:rows]), TensorDataset(images[unseen], labels[unseen])
 
 
 def _faces() -> tuple[TensorDataset, TensorDataset]:

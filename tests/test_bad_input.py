@@ -12,7 +12,19 @@ import torch
 from torch.utils.data import Subset, TensorDataset
 
 import tiny
-from expunge import UNSIR, FineTune, GradientAscent, NegGradPlus, Problem, RandomLabel, Retrain, Stage, split, unlearn
+from expunge import (
+    UNSIR,
+    FineTune,
+    GradientAscent,
+    NegGradPlus,
+    NoiseAndDistil,
+    Problem,
+    RandomLabel,
+    Retrain,
+    Stage,
+    split,
+    unlearn,
+)
 from expunge import errors as e
 from expunge.storage import digest_model
 
@@ -84,6 +96,13 @@ REQUESTS: dict[str, tuple[Callable[[Problem], Any], type[e.ExpungeError], str]] 
         ),
         e.LabelError,
         "class 17 is not in the model, which has the classes 0 to 3",
+    ),
+    "class not in the model, of a method that trains on retained data alone": (
+        lambda problem: unlearn(
+            dataclasses.replace(problem, forget=None, classes=(-1,)), NoiseAndDistil(), execution=tiny.QUIET
+        ),
+        e.LabelError,
+        "class -1 is not in the model, which has the classes 0 to 3; name one of these",
     ),
     "NaN in the model": (
         lambda problem: dataclasses.replace(problem, model=broken(problem.model, math.nan)),

@@ -19,7 +19,7 @@ def _on_the_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:  # modules of the benchmarks keep models and paths of this test
-        if name.startswith(("_board", "_cifar10", "_results", "classifiers")):
+        if name.startswith(("_board", "_cifar10", "_results", "classifiers", "recommending")):
             del sys.modules[name]
 
 
@@ -76,6 +76,46 @@ def test_every_method_for_classifiers_has_a_row_or_a_reason() -> None:
     listed = {*ENTRIES, *(name for names in ABSENT for name in names.split(", "))}
 
     assert suited - {"Method", "Retrain"} <= listed
+
+
+def test_a_method_that_diverged_on_an_original_comes_last_and_is_not_drawn() -> None:
+    import _board_page
+    from _board_data import BOARDS, Request
+    from _board_methods import key
+
+    board = replace(BOARDS["smoke"], seeds=(10, 11))
+    request = Request("digits", "whole class", "confirmation")
+    known = {"gaps": [0.5, 0.7], "measures": {}, "seconds": [1.0], "forget rows": 40, "retain rows": 360}
+    gaps = {"SSD": (9.0, 9.0), "EUK": (1.0, None), "MSG": (None, None)}
+    cells: dict[str, Any] = {f"{request.title} · oracles": known}
+    for name, each in gaps.items():
+        for seed, gap in zip(board.seeds, each, strict=True):
+            cells[f"{key(request, name, 0.2)} · seed {seed}"] = {"gap": None} if gap is None else cell(gap)
+
+    lines = _board_page.page(cells, board).splitlines()
+
+    assert [line for line in lines if line.endswith(("| 9.00 |", "| diverged |")) and "mean rank" not in line][:3] == [
+        "| `SSD` | 1.0 | 9.00 |",
+        "| `EUK` | 2.0 | diverged |",
+        "| `MSG` | 2.0 | diverged |",
+    ]
+    (euk,) = (line for line in lines if line.startswith("| `EUK` | 1 |"))
+    assert euk.endswith("| residual influence 1, diverged 1 |")
+    panel = _board_page.draw(cells, board).axes[0]
+    drawn = [line for line in panel.lines if line.get_marker() != "None"]
+    assert [line.get_ydata().tolist() for line in drawn] == [[9.0]]
+
+
+def test_no_digit_that_is_trained_on_is_held_out() -> None:
+    import recommending
+    from _board_data import BOARDS, corpus
+
+    for board in (BOARDS["smoke"], recommending.BOARD):
+        data = corpus("digits", board)
+        shown, kept = ({bytes(picture.numpy()) for picture in part.tensors[0]} for part in (data.train, data.holdout))
+        assert len(data.train) == board.rows
+        assert len(data.holdout) >= 397
+        assert not shown & kept
 
 
 @pytest.mark.slow

@@ -78,6 +78,16 @@ def test_a_budget_on_the_command_line_is_checked_too(auto: JobFolder) -> None:
     assert "budget must be above 0" in result.stderr
 
 
+def test_a_budget_on_the_command_line_changes_nothing_else_of_the_job(auto: JobFolder) -> None:
+    auto.write()
+    result = auto.expunge("recommend", auto.folder / "job.yaml", "--budget", "40%", "--json")
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert printed["budget"] == "40 % of a retrain"
+    assert printed["oracles"] == 2
+    assert {trial["rate"] for trial in printed["ranking"]} == {1, 4}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -15,7 +15,7 @@ import tiny
 from expunge import Algorithm, Extrapolate, Problem, Regression, Run, SelectiveReset, Supervised, split, unlearn
 from expunge.errors import MissingNeedError, ModelError, SettingError
 from expunge.methods import calibrated
-from expunge.methods._extrapolation import FACTORS, with_weights
+from expunge.methods._extrapolation import FACTORS, largest_harmless, with_weights
 from expunge.methods._initialise import scrambled
 from expunge.methods._normalisation import has_statistics, remeasure_statistics
 from expunge.methods.selective_reset import most_specific, share_for
@@ -233,6 +233,13 @@ def test_too_few_to_leave_some_out_are_refused(mlp_problem: Problem) -> None:
         unlearn(few, Extrapolate(), execution=tiny.QUIET)
 
 
+def test_the_factor_is_the_largest_that_does_no_harm() -> None:
+    before, above, below = 0.5, 0.6, 0.4
+    assert largest_harmless([before, below, below, above, below, above, above, above]) == FACTORS[3]
+    assert largest_harmless([before, *[before] * 7]) == FACTORS[-1]
+    assert largest_harmless([before, *[above] * 7]) == 1, "plain tuning, where everything does harm"
+
+
 def test_the_factor_is_found_on_what_neither_model_has_seen(mlp_problem: Problem, monkeypatch: Any) -> None:
     """Of the holdout, examples of classes that are kept; without one, a tenth of the retain set is not tuned on."""
     data = tiny.vectors(seed=9)
@@ -266,7 +273,8 @@ def test_a_budget_is_a_share_of_the_passes_of_a_retrain(mlp_problem: Problem) ->
         with pytest.raises(MissingNeedError, match="only a `Supervised` recipe tells: pass"):
             method.require(without)
     with pytest.raises(
-        SettingError, match=r"budget must be above 0\.208 here, not 0\.2: what is done besides training costs"
+        SettingError,
+        match=r"budget must be above 0\.208 here, not 0\.2: what is done besides .*; raise it, or set `epochs` instead",
     ):
         unlearn(mlp_problem, SelectiveReset(budget=0.2), execution=tiny.QUIET)
 

@@ -168,6 +168,9 @@ def test_a_rewinding_run_resumes_to_the_same_bits(
 def test_settings_that_contradict_one_another_are_refused() -> None:
     with pytest.raises(SettingError, match=r"max_epochs must be at most epochs \(3\), not 4"):
         SCRUB(max_epochs=4)
+    for epochs in (5, ("a",), (2.5,)):
+        with pytest.raises(SettingError, match="decay_epochs must be a tuple of epochs, such as"):
+            SCRUB(decay_epochs=epochs)
     with pytest.raises(SettingError, match="algorithm must be one of"):
         SCRUB(algorithm="sgd")
     assert SCRUB.preset("small-scale").algorithm is Algorithm.ADAM

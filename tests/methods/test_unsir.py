@@ -299,9 +299,8 @@ def test_two_seeds_draw_different_noise(cnn_problem: Problem) -> None:
 
 @pytest.mark.parametrize("label", [-1, tiny.CLASSES, 99])
 def test_a_class_that_is_not_in_the_model(label: int, cnn_problem: Problem) -> None:
-    run = Run(cnn_problem.task, seed=0, execution=tiny.QUIET)
     with pytest.raises(LabelError, match=rf"class {label} is not in the model, which has the classes 0 to 3"):
-        SMALL.apply(dataclasses.replace(cnn_problem, forget=None, classes=(label,)), run)
+        unlearn(dataclasses.replace(cnn_problem, forget=None, classes=(label,)), SMALL, execution=tiny.QUIET)
 
 
 def test_retained_examples_of_a_forgotten_class(cnn_problem: Problem) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -186,6 +186,19 @@ class Diverges(Method):
         raise DivergedError("it diverged")
 
 
+def test_the_winner_is_given_the_size_of_the_real_request() -> None:
+    """Its class has thirty rows and the others twenty, so that there are fewer to train on than in the rehearsal."""
+    whole = asked()
+    assert whole.retain is not None
+    labels = tiny.TASK.labels_of(whole.retain)
+    some = torch.cat([(labels == label).nonzero().flatten()[:20] for label in (1, 2, 3)])
+    problem = dataclasses.replace(whole, retain=torch.utils.data.Subset(whole.retain, some.tolist()))
+    found = recommended(problem, {"FineTune": CANDIDATES["FineTune"]}, oracles=2, budget=0.5)
+    tried = found.choice.ranking[0].settings["stages"][0]["epochs"]
+    assert isinstance(found.method, FineTune)
+    assert found.method.stages[0].epochs == pytest.approx(tried * 70 / 60)
+
+
 def test_what_diverges_comes_last_and_is_not_run() -> None:
     candidates = {"a": Candidate(Diverges, lambda _s, _m: Diverges()), "nothing": NOTHING}
     found = recommended(asked(), candidates, oracles=2)
@@ -212,10 +225,13 @@ def test_what_is_missing_or_cannot_be_used_is_refused_before_anything_is_trained
         recommended(dataclasses.replace(asked(), recipe=None), {"nothing": NOTHING})
     with pytest.raises(MissingNeedError, match="retain="):
         recommended(dataclasses.replace(asked(), retain=None), {"nothing": NOTHING})
-    with pytest.raises(SettingError, match="rates"):
-        recommended(asked(), {"nothing": NOTHING}, rates=())
-    with pytest.raises(SettingError, match="candidates"):
+    for rates in ((), 4, "4", ("4",), (0,), (1, float("inf"))):
+        with pytest.raises(SettingError, match=r"rates must be multiples above 0 .*such as \(1, 4, 16\), not"):
+            recommended(asked(), {"nothing": NOTHING}, rates=rates)
+    with pytest.raises(SettingError, match="candidates is empty"):
         recommended(asked(), {})
+    with pytest.raises(SettingError, match=r"candidates\['mine'\] is FineTune\(.*give `expunge.recommending.Candidate"):
+        recommended(asked(), cast("dict[str, Candidate]", {"mine": FineTune()}))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """`method: auto` and `expunge recommend`: choosing a method for a job, and the ranking as a table or as JSON."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -102,8 +102,9 @@ def recommend_for(job: Job, budget: str | None, *, say: Callable[[str], None]) -
     Raises:
         ExpungeError: The job cannot be read, or methods cannot be tried on it.
     """
-    given = {} if budget is None else {"budget": budget}
-    auto = checked_call(Auto, given, "--budget") if given else auto_of(job) or Auto()
+    auto = auto_of(job) or Auto()
+    if budget is not None:
+        auto = replace(auto, budget=checked_call(Auto, {"budget": budget}, "--budget").budget)
     say("Reading the data and the model")
     prepared = prepare(job)
     for note in prepared.notes:

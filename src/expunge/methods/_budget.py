@@ -30,6 +30,7 @@ def passes_within(problem: Problem, budget: float, overhead: float) -> float:
     if left <= 0:
         raise SettingError(
             f"budget must be above {overhead / recipe.epochs:.3g} here, not {budget!r}: what is done besides training "
-            f"costs {overhead:.3g} passes over the retain set, of the {recipe.epochs:g} that a retrain takes"
+            f"costs {overhead:.3g} passes over the retain set, of the {recipe.epochs:g} that a retrain takes; raise "
+            "it, or set `epochs` instead"
         )
     return left

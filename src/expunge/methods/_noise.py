@@ -6,8 +6,6 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from expunge.data import MapDataset
-from expunge.errors import LabelError
-from expunge.problem import Problem
 from expunge.tasks import Batch, Classification
 from expunge.training import Run, Term, over_batches
 
@@ -48,10 +46,3 @@ def error_term(original: nn.Module, task: Classification, labels: Tensor, *, wei
 def mean_error(run: Run, model: nn.Module, noise: MapDataset) -> float:
     """Mean loss of a model on noise, in nats."""
     return float(torch.cat(over_batches(run, run.frozen(model), noise, run.task.losses)).mean())
-
-
-def require_known_classes(problem: Problem, task: Classification) -> None:
-    """Raise LabelError where a class to be forgotten is none of the model's."""
-    for label in problem.classes:
-        if not 0 <= label < task.classes:
-            raise LabelError(f"class {label} is not in the model, which has the classes 0 to {task.classes - 1}")

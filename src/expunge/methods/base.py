@@ -2,17 +2,17 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from expunge.errors import MissingNeedError, SettingError, UnsupportedTaskError
+from expunge.errors import LabelError, MissingNeedError, SettingError, UnsupportedTaskError
 from expunge.privacy import Certificate, Tier
 from expunge.problem import DeletionState, Problem
-from expunge.tasks import Task
+from expunge.tasks import Classification, Task
 from expunge.training import Run
 
 
@@ -103,11 +103,14 @@ class Method(ABC):
         Raises:
             MissingNeedError: Something is missing; the message says what to pass.
             UnsupportedTaskError: The method is not defined for this kind of task.
+            LabelError: A class to be forgotten is none of the model's.
         """
         name = type(self).__name__
         if not isinstance(problem.task, self.tasks):
             known = ", ".join(task.__name__ for task in self.tasks)
             raise UnsupportedTaskError(f"{name} works on {known}, not on {type(problem.task).__name__}")
+        if isinstance(problem.task, Classification):
+            _require_known_classes(problem.classes, problem.task)
         for need in sorted(self.needs):
             require_need(name, problem, need)
 
@@ -116,3 +119,11 @@ def require_need(method: str, problem: Problem, need: Need) -> None:
     """Raise MissingNeedError unless the problem holds what the method of this name needs."""
     if not getattr(problem, need.value):
         raise MissingNeedError(f"{method} needs {_REMEDIES[need]}")
+
+
+def _require_known_classes(classes: Iterable[int], task: Classification) -> None:
+    for label in classes:
+        if not 0 <= label < task.classes:
+            raise LabelError(
+                f"class {label} is not in the model, which has the classes 0 to {task.classes - 1}; name one of these"
+            )

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 from expunge.data import MapDataset, subset
 from expunge.errors import ExpungeWarning, ForgetSetError, SettingError, ShapeError
-from expunge.methods._noise import NoiseImages, error_term, mean_error, require_known_classes
+from expunge.methods._noise import NoiseImages, error_term, mean_error
 from expunge.methods.base import Maturity, Method, Need, Tier
 from expunge.problem import Problem
 from expunge.settings import require_at_least, require_positive, require_whole
@@ -79,7 +79,6 @@ class EMMN(Method):
     def apply(self, problem: Problem, run: Run) -> nn.Module:
         """Learn the noise, impair, repair."""
         task = cast(Classification, problem.task)
-        require_known_classes(problem, task)
         kept = [label for label in range(task.classes) if label not in problem.classes]
         if not kept:
             raise ForgetSetError("every class is to be forgotten: forgetting everything means discarding the model")

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
-import torch
 from torch import Tensor, nn
 
 from expunge.data import MapDataset
+from expunge.methods._labels import wrong_labels
 from expunge.methods.base import Maturity, Method, Need, Tier
 from expunge.problem import Problem
 from expunge.settings import require_positive, require_whole
@@ -43,14 +43,12 @@ class RandomLabel(Method):
         """Relabel, mix and train a copy of the model."""
         task = cast(Classification, problem.task)
         forget, retain = cast(MapDataset, problem.forget), cast(MapDataset, problem.retain)
-        true_labels = task.labels_of(forget)
-        shift = torch.randint(1, task.classes, true_labels.shape, generator=run.generator("wrong labels"))
-        relabelled = _Relabelled(task, forget, (true_labels + shift) % task.classes)
+        wrong = wrong_labels(task.labels_of(forget), task.classes, run.generator("wrong labels"))
         model = run.copy(problem.model)
         run.train(
             "relabel",
             model,
-            [Term((relabelled, retain), task.losses, batch_size=self.batch_size)],
+            [Term((_Relabelled(task, forget, wrong), retain), task.losses, batch_size=self.batch_size)],
             Optimizer(self.learning_rate, Algorithm.ADAM),
             epochs=self.epochs,
         )

@@ -96,7 +96,8 @@ class SCRUB(Method):
         require_one_of(self, "algorithm", Algorithm)
         if self.max_epochs > self.epochs:
             raise SettingError(f"max_epochs must be at most epochs ({self.epochs}), not {self.max_epochs}")
-        if not isinstance(cast(object, self.decay_epochs), tuple | list):
+        decay = cast(object, self.decay_epochs)
+        if not isinstance(decay, tuple | list) or any(type(epoch) is not int for epoch in self.decay_epochs):
             raise SettingError(f"decay_epochs must be a tuple of epochs, such as (5, 8), not {self.decay_epochs!r}")
 
     def require(self, problem: Problem) -> None:

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from expunge.data import MapDataset, subset
 from expunge.errors import ExpungeWarning
-from expunge.methods._noise import NoiseImages, error_term, mean_error, require_known_classes
+from expunge.methods._noise import NoiseImages, error_term, mean_error
 from expunge.methods._retained import balanced_subset
 from expunge.methods.base import Maturity, Method, Need, Tier
 from expunge.problem import Problem
@@ -105,7 +105,6 @@ class UNSIR(Method):
     def apply(self, problem: Problem, run: Run) -> nn.Module:
         """Make noise, impair, repair."""
         task = cast(Classification, problem.task)
-        require_known_classes(problem, task)
         kept = cast(MapDataset, problem.retain)
         retain = balanced_subset(task, kept, self.retain_per_class, run.generator("retain subset"))
         noise = self._noise(problem, run, task, retain)

@@ -88,18 +88,17 @@ def recommend(
         announce: Is told what the oracles will cost before any is trained.
 
     Raises:
-        MissingNeedError: The problem has no forget set, no retain set or no recipe.
-        SettingError: The budget or a rate cannot be used.
-        UnsupportedTaskError: No method is suitable.
+        MissingNeedError: The problem has no forget set, no retain set or no recipe, or lacks what each candidate needs.
+        ForgetSetError: Too little is kept to rehearse with.
+        SettingError: The budget, a rate or the candidates cannot be used, or no trial came to a result within it.
     """
     wanted, execution = Budget.read(budget), execution or Execution()
-    if not rates or any(not 0 < rate < float("inf") for rate in rates):
-        raise SettingError(f"rates must be multiples above 0 of published rates, such as (1, 4, 16), not {rates!r}")
+    _require_rates(rates)
+    given = CANDIDATES if candidates is None else candidates
+    _require_candidates(given)
     if problem.recipe is None:
         raise MissingNeedError("methods are ranked by their distance from retraining: give the problem `recipe=`")
     rehearsal = rehearse(problem, seed, execution)
-    given = CANDIDATES if candidates is None else candidates
-    _require_some(given)
     trials = _Trials.prepare(
         rehearsal,
         derive(seed, "recommend") % 2**31,
@@ -245,9 +244,21 @@ def _suitable(
     return fit, left_out
 
 
-def _require_some(candidates: Mapping[str, Candidate]) -> None:
+def _require_rates(rates: object) -> None:
+    given = cast("Sequence[object]", rates) if isinstance(rates, Sequence) else ()
+    if not given or any(not isinstance(rate, int | float) or not 0 < rate < float("inf") for rate in given):
+        raise SettingError(f"rates must be multiples above 0 of published rates, such as (1, 4, 16), not {rates!r}")
+
+
+def _require_candidates(candidates: Mapping[str, object]) -> None:
     if not candidates:
         raise SettingError("candidates is empty; name a method to try, or leave it out to try those of the library")
+    for name, candidate in candidates.items():
+        if not isinstance(candidate, Candidate):
+            raise SettingError(
+                f"candidates[{name!r}] is {candidate!r}; give `expunge.recommending.Candidate(FineTune, make)`, where "
+                "`make` takes a Spending and a multiple of the rate, and returns an instance"
+            )
 
 
 def _order(outcome: Tried) -> float:
