@@ -35,12 +35,12 @@ def expected(problem: Problem, method: FisherForgetting, head: str, seed: int) -
         variance = method.noise * (1 / (fisher + 1e-8)).clamp(max=method.most / (10 if in_head else 1))
         if variance.ndim > 1:
             variance = variance.mean(1, keepdim=True).expand_as(fisher).clone()
-        if in_head or variance.ndim == 1:
-            variance *= 10
         mean = dict(model.named_parameters())[name].detach().clone()
         if in_head:
             mean[list(problem.classes)] = 0
             variance[list(problem.classes)] = 1e-4
+        if in_head or variance.ndim == 1:
+            variance *= 10
         drawn = torch.randn(mean.shape, generator=generator(seed, "noise", name))
         found[name] = mean + variance.sqrt() * drawn
     return found

@@ -18,7 +18,7 @@ from expunge.training import Run, over_batches
 FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 """How far to go: 1 is where the tuning led."""
 
-_LEFT_OUT, MOST_LEFT_OUT = 0.1, 500
+SHARE_LEFT_OUT, MOST_LEFT_OUT = 0.1, 500
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ def left_out(data: MapDataset, run: Run) -> tuple[MapDataset, MapDataset]:
     Raises:
         SettingError: There are too few.
     """
-    count = min(int(len(data) * _LEFT_OUT), MOST_LEFT_OUT)
+    count = min(int(len(data) * SHARE_LEFT_OUT), MOST_LEFT_OUT)
     if count < 1:
         raise SettingError(
             f"{len(data)} held examples are too few to leave a tenth of them out, by which to find how far to go; pass "

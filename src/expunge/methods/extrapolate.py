@@ -13,6 +13,7 @@ from expunge.methods._budget import FORWARD, passes_within
 from expunge.methods._extrapolation import (
     FACTORS,
     MOST_LEFT_OUT,
+    SHARE_LEFT_OUT,
     extrapolated,
     largest_harmless,
     over_factors,
@@ -103,9 +104,12 @@ class Extrapolate(Method):
         """Passes over the retain set that tune the model."""
         if self.budget is None:
             return self.epochs
-        looks = 1 if self.extrapolation is not None else 1 + len(FACTORS)
-        measured = looks * (MOST_EXAMPLES * has_statistics(problem.model)) + (looks - 1) * MOST_LEFT_OUT
-        return passes_within(problem, self.budget, FORWARD * measured / len(cast(MapDataset, problem.retain)))
+        retain, holdout = cast(MapDataset, problem.retain), problem.holdout
+        unseen = len(holdout) if holdout is not None else int(len(retain) * SHARE_LEFT_OUT)
+        finding = self.extrapolation is None
+        looked_at = min(unseen, MOST_LEFT_OUT) * (1 + len(FACTORS)) * finding
+        remeasured = min(len(retain), MOST_EXAMPLES) * (len(FACTORS) if finding else 1) * has_statistics(problem.model)
+        return passes_within(problem, self.budget, FORWARD * (looked_at + remeasured) / len(retain))
 
     def apply(self, problem: Problem, run: Run) -> nn.Module:
         """Tune a copy of the model, find how far to go, and go there."""

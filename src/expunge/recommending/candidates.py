@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import cast
 
@@ -36,6 +36,7 @@ from expunge.methods import (
     SimNPO,
     Stage,
 )
+from expunge.methods._budget import FORWARD
 from expunge.problem import Problem
 from expunge.tasks import Classification
 from expunge.training import Schedule, Supervised
@@ -44,7 +45,7 @@ BATCH = 64
 """Examples a step where a recipe of the user's own does not say how many it takes."""
 
 _MOST_EPOCHS = 10.0  # over the forget set alone, of methods that read nothing else: their papers' number
-_FORWARD = 1 / 3  # of the cost of a pass forward and backward
+_SHORT = 1.5  # passes over the retain set, below which `SelectiveReset` has no time to ask the original
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _fine_tune(spending: Spending, multiple: float) -> Method:
 
 
 def _scrub(spending: Spending, multiple: float) -> Method:
-    fixed = _FORWARD * (spending.retain + spending.forget)
+    fixed = FORWARD * (spending.retain + spending.forget)
     epochs = spending.whole(1, 1, fixed=fixed)
     return SCRUB(5e-4 * multiple, epochs=epochs, max_epochs=max(epochs - 1, 1), batch_size=spending.batch_size)
 
@@ -137,28 +138,35 @@ def _emmn(spending: Spending, multiple: float) -> Method:
 
 
 def _bad_teacher(spending: Spending, multiple: float) -> Method:
-    fixed = _FORWARD * (0.3 * spending.retain + spending.forget)
+    fixed = FORWARD * (0.3 * spending.retain + spending.forget)
     epochs = spending.epochs(0.3, 1, fixed=fixed)
     return BadTeacher(learning_rate=1e-4 * multiple, epochs=epochs, batch_size=spending.batch_size)
 
 
 def _noise_and_distil(spending: Spending, multiple: float) -> Method:
-    epochs = spending.epochs(fixed=_FORWARD * spending.retain)
+    epochs = spending.epochs(fixed=FORWARD * spending.retain)
     return NoiseAndDistil(learning_rate=1e-3 * multiple, epochs=epochs, batch_size=spending.batch_size)
 
 
 def _selective_reset(spending: Spending, multiple: float) -> Method:
-    measured = SelectiveReset().measured_on
-    fixed = _FORWARD * spending.retain + min(spending.forget, measured) + min(spending.retain, measured)
-    return SelectiveReset(
-        learning_rate=0.1 * multiple, epochs=spending.epochs(fixed=fixed), batch_size=spending.batch_size
+    base = SelectiveReset.preset("short") if spending.examples < _SHORT * spending.retain else SelectiveReset()
+    fixed = min(spending.forget, base.measured_on) + min(spending.retain, base.measured_on)
+    fixed += FORWARD * spending.retain * (base.distilled > 0)
+    return replace(
+        base,
+        learning_rate=base.learning_rate * multiple,
+        epochs=spending.epochs(fixed=fixed),
+        batch_size=spending.batch_size,
     )
 
 
 def _extrapolate(spending: Spending, multiple: float) -> Method:
-    return Extrapolate(
-        learning_rate=3e-3 * multiple,
-        epochs=spending.epochs(fixed=_FORWARD * 15 * 500),  # looks on 500 examples, to find how far to go
+    base = Extrapolate.preset("classifier") if spending.kinds > 1 else Extrapolate()
+    looks = FORWARD * 15 * min(500, spending.retain)  # by which how far to go is found, and statistics are measured
+    return replace(
+        base,
+        learning_rate=base.learning_rate * multiple,
+        epochs=spending.epochs(fixed=looks),
         batch_size=spending.batch_size,
     )
 
