@@ -74,6 +74,8 @@ def one(data: Corpus, board: Board, size: Trials, name: str, number: int) -> dic
     spending = Spending.of(problem, BUDGET * data.recipe.epochs * len(parts.retain))
     gaps: dict[str, float | None] = {}
     for trial in found.choice.ranking:
+        if trial.note == "over the budget":
+            continue
         method = CANDIDATES[trial.method].make(spending, trial.rate)
         try:
             evidence = references.compare(unlearn(problem, method, seed=seed, execution=QUIET))

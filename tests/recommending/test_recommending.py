@@ -57,6 +57,7 @@ def recommended(problem: Problem, candidates: Mapping[str, Candidate], **options
         "fleet": FleetSettings("in-process", cache=False),
         "execution": tiny.QUIET,
         "rates": (1.0,),
+        "budget": 1.0,
     }
     return recommend(problem, candidates=candidates, **(given | options))
 
@@ -210,7 +211,7 @@ def test_what_diverges_comes_last_and_is_not_run() -> None:
 
 
 def test_what_takes_longer_than_the_budget_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    outcomes = {"slow": recommendation.Tried(0.1, 60.0), "fast": recommendation.Tried(0.9, 1.0)}
+    outcomes = {"slow": recommendation.Tried(0.1, 60.0, 1), "fast": recommendation.Tried(0.9, 1.0, 1)}
     monkeypatch.setattr(
         recommendation._Trials, "run", lambda _self, methods: ({key: outcomes[key[0]] for key in methods}, {})
     )
@@ -218,6 +219,20 @@ def test_what_takes_longer_than_the_budget_is_not_run(monkeypatch: pytest.Monkey
     assert [trial.note for trial in found.choice.ranking] == ["over the budget", ""]
     assert found.choice.chosen == 1
     assert isinstance(found.method, FineTune)
+
+
+def test_what_takes_more_examples_than_a_share_pays_for_is_not_run() -> None:
+    def passes(count: float) -> Candidate:
+        stage = Stage(0.05, epochs=count)
+        return Candidate(FineTune, lambda spending, _: FineTune((stage,), batch_size=spending.batch_size))
+
+    share = 1 / tiny.recipe(SHAPE).epochs  # one pass
+    found = recommended(asked(), {"one": passes(1), "three": passes(3)}, oracles=2, budget=share)
+    notes = {trial.method: trial.note for trial in found.choice.ranking}
+    assert notes == {"one": "", "three": "over the budget"}
+    assert found.method == passes(1).make(Spending.of(asked(), 1), 1.0)
+    with pytest.raises(SettingError, match="raise the budget"):
+        recommended(asked(), {"three": passes(3)}, oracles=2, budget=share)
 
 
 def test_what_is_missing_or_cannot_be_used_is_refused_before_anything_is_trained() -> None:

@@ -26,6 +26,8 @@ from expunge.unlearning.record import plain
 
 RATES = (1.0, 4.0, 16.0)
 _TIMED_STEPS = 10
+_LEEWAY = 1.1  # times the budget, for whole epochs
+_LAST_STEP = 2  # batches beyond it, one of each set
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def recommend(
     tried, refused = trials.run(methods)
     left_out |= refused
     ranking = sorted(tried, key=lambda key: (_order(tried[key]), key))
-    allowed = [key for key in ranking if _allowed(tried[key], wanted)]
+    allowed = [key for key in ranking if _allowed(tried[key], wanted, there)]
     if not allowed:
         reasons = "".join(f"; {name}: {reason}" for name, reason in refused.items())
         advice = "raise the budget, or name other rates"
@@ -135,7 +137,7 @@ def recommend(
         rehearsal=rehearsal.likeness,
         oracles=oracles,
         gaps_of_oracles=trials.gaps_of_oracles(),
-        ranking=[_trial(each, given[each[0]].make(there, each[1]), tried[each], wanted) for each in ranking],
+        ranking=[_trial(each, given[each[0]].make(there, each[1]), tried[each], wanted, there) for each in ranking],
         chosen=ranking.index(allowed[0]),
         left_out=left_out,
     )
@@ -191,8 +193,8 @@ class _Trials:
         try:
             done = unlearn(self.rehearsal.problem, method, seed=self.seed, execution=self.execution)
         except DivergedError:
-            return Tried(None, time.monotonic() - started)
-        return Tried(gap(self.references.compare(done)), done.record.seconds)
+            return Tried(None, time.monotonic() - started, 0)
+        return Tried(gap(self.references.compare(done)), done.record.seconds, done.record.examples)
 
     def gaps_of_oracles(self) -> list[float]:
         """What an oracle comes to among the others."""
@@ -265,12 +267,16 @@ def _order(outcome: Tried) -> float:
     return float("inf") if outcome.gap is None else outcome.gap
 
 
-def _allowed(outcome: Tried, budget: Budget) -> bool:
-    return outcome.gap is not None and (budget.seconds is None or outcome.seconds <= budget.seconds)
+def _allowed(outcome: Tried, budget: Budget, spending: Spending) -> bool:
+    """Whether a trial came to a result within the budget, in seconds, or in examples where it is a share."""
+    if budget.seconds is not None:
+        return outcome.gap is not None and outcome.seconds <= budget.seconds
+    most = _LEEWAY * spending.examples + _LAST_STEP * spending.batch_size
+    return outcome.gap is not None and outcome.examples <= most
 
 
-def _trial(key: tuple[str, float], method: Method, outcome: Tried, budget: Budget) -> TrialRecord:
-    note = "diverged" if outcome.gap is None else "" if _allowed(outcome, budget) else "over the budget"
+def _trial(key: tuple[str, float], method: Method, outcome: Tried, budget: Budget, spending: Spending) -> TrialRecord:
+    note = "diverged" if outcome.gap is None else "" if _allowed(outcome, budget, spending) else "over the budget"
     settings = plain(dataclasses.asdict(method))
     return TrialRecord(
         method=key[0], rate=key[1], settings=settings, gap=outcome.gap, seconds=outcome.seconds, note=note

@@ -24,10 +24,12 @@ class Tried:
     Attributes:
         gap: From retraining; None where the method diverged.
         seconds: Wall time of the method.
+        examples: That passed forward and backward; 0 where it diverged.
     """
 
     gap: float | None
     seconds: float
+    examples: int
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,15 @@ class TrialShelf:
         found = self.cache.load_arrays(name) if self.cache is not None and name is not None else None
         if found is None:
             return None
-        gap, seconds = found[0]["outcome"].tolist()
-        return Tried(None if math.isnan(gap) else gap, seconds)
+        gap, seconds, examples = found[0]["outcome"].tolist()
+        return Tried(None if math.isnan(gap) else gap, seconds, int(examples))
 
     def save(self, method: Method, seed: int, outcome: Tried) -> None:
         """Keep the outcome of this method."""
         name = self._name(method, seed)
         if self.cache is not None and name is not None:
             gap = math.nan if outcome.gap is None else outcome.gap
-            values = torch.tensor([gap, outcome.seconds], dtype=torch.double)
+            values = torch.tensor([gap, outcome.seconds, outcome.examples], dtype=torch.double)
             self.cache.save_arrays(name, {"outcome": values}, {})
 
     def _name(self, method: Method, seed: int) -> str | None:
@@ -89,4 +91,4 @@ class TrialShelf:
             known = recipe_name(what, str(run.device))
         except ReferenceModelError:
             return None
-        return self.cache.name("trial", known, *self.known, seed, run.seed)
+        return self.cache.name("trial with its cost", known, *self.known, seed, run.seed)
