@@ -235,6 +235,15 @@ def test_what_takes_more_examples_than_a_share_pays_for_is_not_run() -> None:
         recommended(asked(), {"three": passes(3)}, oracles=2, budget=share)
 
 
+def test_that_no_method_suits_is_said_before_an_oracle_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*_: Any, **__: Any) -> None:
+        pytest.fail("oracles were trained")
+
+    monkeypatch.setattr(recommendation.References, "prepare", train)
+    with pytest.raises(MissingNeedError, match="no method can be tried on this request: text: NPO works on CausalLM"):
+        recommended(asked(), {"text": CANDIDATES["NPO"]})
+
+
 def test_what_is_missing_or_cannot_be_used_is_refused_before_anything_is_trained() -> None:
     with pytest.raises(MissingNeedError, match="recipe="):
         recommended(dataclasses.replace(asked(), recipe=None), {"nothing": NOTHING})

@@ -26,6 +26,7 @@ from expunge.unlearning.record import plain
 
 RATES = (1.0, 4.0, 16.0)
 _TIMED_STEPS = 10
+_MANY_PASSES = 100  # more than any candidate needs
 _LEEWAY = 1.1  # times the budget, for whole epochs
 _LAST_STEP = 2  # batches beyond it, one of each set
 
@@ -101,6 +102,7 @@ def recommend(
     if problem.recipe is None:
         raise MissingNeedError("methods are ranked by their distance from retraining: give the problem `recipe=`")
     rehearsal = rehearse(problem, seed, execution)
+    _require_one_suitable(given, problem, rehearsal.problem)
     trials = _Trials.prepare(
         rehearsal,
         derive(seed, "recommend") % 2**31,
@@ -120,8 +122,7 @@ def recommend(
     here, there = Spending.of(problem, amount), Spending.of(rehearsal.problem, amount)
     suitable, left_out = _suitable(given, problem, rehearsal.problem, here, there)
     if not suitable:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        raise MissingNeedError(f"no method can be tried on this request: {reasons}")
+        raise _none_suitable(left_out)
     methods = {(name, rate): given[name].make(there, rate) for name in suitable for rate in rates}
     tried, refused = trials.run(methods)
     left_out |= refused
@@ -244,6 +245,20 @@ def _suitable(
         else:
             fit.append(name)
     return fit, left_out
+
+
+def _require_one_suitable(candidates: Mapping[str, Candidate], problem: Problem, other: Problem) -> None:
+    """Before oracles are trained: whatever the budget, one method at least has what it needs."""
+    rows = len(cast("Sequence[object]", problem.retain))
+    here, there = (Spending.of(each, _MANY_PASSES * rows) for each in (problem, other))
+    suitable, left_out = _suitable(candidates, problem, other, here, there)
+    if not suitable:
+        raise _none_suitable(left_out)
+
+
+def _none_suitable(reasons: Mapping[str, str]) -> MissingNeedError:
+    found = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    return MissingNeedError(f"no method can be tried on this request: {found}")
 
 
 def _require_rates(rates: object) -> None:
