@@ -28,7 +28,7 @@ from expunge.training import Algorithm, Optimizer, Run, Term, over_batches
 
 FOLDER = Path(__file__).parent / "cache" / "i2i"
 RELEARNING = {"steps": 20, "learning_rate": 1e-3}
-RETAINED_BY_ATTACKER = 448  # beside forget images, where a fresh decoder is trained
+RETAINED_BY_ATTACKER = 448  # at least so many beside forget images, where a fresh decoder is trained
 
 Restored = tuple[Tensor, Tensor, Tensor]
 """Pictures with the hidden part restored, the true ones, and what was hidden."""

@@ -36,7 +36,8 @@ models](image-to-image.md#the-benchmark).*
   the hidden part, is what a model comes to that learned nothing else.
 - **Probe**: area under the curve of a linear probe of the encoder's features that tells forget from retain set.
 - **Relearned**: error on other forget images after 20 steps on 64 of them (8 of a person's). **Fresh decoder**: the
-  same after the decoder was replaced by one trained for 100 steps on those and 448 retained images, encoder frozen.
+  same after the decoder was replaced by one trained for 100 steps on those and 500 retained images (all 624 of
+  faces), encoder frozen.
   In both, lower means that more comes back.
 - **Distance**: squared difference of restored forget images from the oracles', where 1 is that between oracles.
 - **Cost**: processor time as a share of the original's training, in the same process; other work shared the machine.

@@ -135,6 +135,18 @@ def test_a_path_that_is_not_there_is_refused(kind: restoring.Kind) -> None:
 
 
 @by_family
+def test_a_path_that_ends_in_nothing_is_told_what_there_is_beside_it(kind: restoring.Kind) -> None:
+    model = built(kind)
+    deep = next(path for path in kind.task.family.parts(model).encoder if path.count(".") > 1)
+    parent = deep.rpartition(".")[0]
+    there = sorted({name.removeprefix(f"{parent}.").partition(".")[0] for name, _ in model.named_parameters()
+                    if name.startswith(f"{parent}.")})  # fmt: skip
+    family = dataclasses.replace(kind.task.family, encoder=(f"{parent}.enkoder.0",))
+    with pytest.raises(EncoderError, match=rf"'{parent}\.enkoder\.0'; the parts of {parent} are {', '.join(there)}$"):
+        family.parts(model)
+
+
+@by_family
 def test_a_path_that_covers_the_decoder_is_refused(kind: restoring.Kind) -> None:
     model = built(kind)
     reaching = kind.task.family.family_decoder(model)[0]

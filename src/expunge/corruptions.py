@@ -256,7 +256,8 @@ def require_partial(mask: Tensor) -> Tensor:
         if found:
             raise CorruptionError(
                 f"the mask hides {words} in {found} of {len(mask)} images of {height} x {width} pixels, so there is "
-                f"nothing to {'fill in' if count == 0 else 'go by'}; make the hidden part {remedy}"
+                f"nothing to {'fill in' if count == 0 else 'go by'}; make the hidden part {remedy}, or random patches "
+                "smaller"
             )
     return mask
 

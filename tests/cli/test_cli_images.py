@@ -124,6 +124,24 @@ def test_a_surrogate_that_holds_pictures_to_be_forgotten_is_refused_with_their_n
 
 
 @pytest.mark.parametrize(
+    ("section", "changes", "said"),
+    [
+        ("task", {"corruption": "centre-crop"}, "task.corruption: must be a section with keys of its own"),
+        ("task", {"family_settings": {"encoder": "vit"}}, "task.family_settings.encoder: must be a list"),
+        ("task", {"family_settings": {"encoder": ["vit.layer"]}}, "the parts of vit are embeddings, layernorm, layers"),
+        ("method", {"held": "surrogate"}, "(in a job: `data.surrogate`)"),
+    ],
+)
+def test_what_is_wrong_in_a_job_is_named_as_the_job_names_it(
+    job: JobFolder, section: str, changes: dict[str, Any], said: str
+) -> None:
+    job.job[section] |= changes
+    result = job.run("--output", job.output)
+    assert result.exit_code == 2, result.output
+    assert said in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
     ("network", "said"),
     [("quarters", "needs more than 4 pictures of each set, and there are 4"), ("maps", "features of maps")],
 )

@@ -12,6 +12,11 @@ from expunge.errors import JobError, SettingError
 T = TypeVar("T")
 
 _UNKNOWN = {"extra_forbidden", "unexpected_keyword_argument"}
+_SHAPES = {
+    "dict_type": "must be a section with keys of its own, such as {key: value}",
+    "tuple_type": "must be a list, such as [value]",
+    "list_type": "must be a list, such as [value]",
+}
 
 
 def checked_call(
@@ -71,7 +76,7 @@ def readable(
         elif complaint["type"] in {"missing", "missing_argument"}:
             message = "is missing"
         else:
-            message = complaint["msg"].removeprefix("Value error, ")
+            message = _SHAPES.get(complaint["type"]) or complaint["msg"].removeprefix("Value error, ")
         lines.append(f"{dotted}: {message}" if dotted else message)
     return "\n".join(lines)
 

@@ -320,11 +320,18 @@ def _below(names: Sequence[str], paths: Sequence[str]) -> Iterator[str]:
     for path in paths:
         found = [name for name in names if name == path or name.startswith(f"{path}.")]
         if not found:
-            tops = sorted({name.partition(".")[0] for name in names})
-            raise EncoderError(
-                f"the model has no parameters under the path {path!r}; its outermost parts are {', '.join(tops)}"
-            )
+            raise EncoderError(f"the model has no parameters under the path {path!r}; {_parts_beside(names, path)}")
         yield from found
+
+
+def _parts_beside(names: Sequence[str], path: str) -> str:
+    """What there is where a path leaves the model: at its outermost, or in the last part that exists."""
+    within = path
+    while within and not any(name.startswith(f"{within}.") for name in names):
+        within = within.rpartition(".")[0]
+    prefix = f"{within}." if within else ""
+    parts = sorted({name.removeprefix(prefix).partition(".")[0] for name in names if name.startswith(prefix)})
+    return f"{f'the parts of {within}' if within else 'its outermost parts'} are {', '.join(parts)}"
 
 
 def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -34,7 +34,7 @@ _REMEDIES = {
     Need.HOLDOUT: "data of the same kind that were never trained on: pass `holdout=` a dataset",
     Need.CLASSES: "whole classes to forget: pass `classes=(3,)`, or split with `classes=[3]`",
     Need.RECIPE: "a recipe to retrain with: pass `recipe=` a function (dataset, seed) -> model",
-    Need.SURROGATE: "data that stand in for the training set: pass `surrogate=` a dataset",
+    Need.SURROGATE: "data that stand in for the training set: pass `surrogate=` a dataset (in a job: `data.surrogate`)",
     Need.STATE: "what was recorded at training: pass `state=` what `expunge.record` or `load_state` returned",
 }
 

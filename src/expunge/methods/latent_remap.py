@@ -41,13 +41,13 @@ class LatentRemap(ImageMethod):
     term compares.
 
     A model retrained without the forget set still restores its images in a generic way, and one that lands them on
-    noise does not: it goes past retraining, which itself tells that an image was forgotten. The preset `oracle` aims at
-    retraining instead. A copy of the whole model is tuned on the held images; the encoder is then trained until,
-    through the frozen decoder, it says p + c (q - p) of forget images, where p is what the original and q what the
-    tuned copy says, and still p of held images. c is 3 there, chosen on the development split of the benchmark. With
-    `extrapolation=None` it is the largest of 1, 1.25, 1.5, 2, 2.5, 3 and 4 for which p + c (q - p) restores held images
-    that were left out of the tuning no worse than p does: a cautious rule, which finds 1 on models of the benchmark.
-    The record holds c.
+    noise does not: carried far enough it goes past retraining, which itself tells that an image was forgotten. The
+    preset `oracle` aims at retraining instead. A copy of the whole model is tuned on the held images; the encoder is
+    then trained until, through the frozen decoder, it says p + c (q - p) of forget images, where p is what the original
+    and q what the tuned copy says, and still p of held images. c is 3 there, chosen on the development split of the
+    benchmark. With `extrapolation=None` it is the largest of 1, 1.25, 1.5, 2, 2.5, 3 and 4 for which p + c (q - p)
+    restores held images that were left out of the tuning no worse than p does: a cautious rule, which finds 1 on models
+    of the benchmark. The record holds c.
 
     The preset `neighbours` aims there by another way: what is hidden of a forget image is to be restored as the mean of
     the held images that are nearest to it by what is visible, and held images as the original restores them. Masks are
