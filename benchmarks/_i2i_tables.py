@@ -40,7 +40,7 @@ models](image-to-image.md#the-benchmark).*
   faces), encoder frozen.
   In both, lower means that more comes back.
 - **Distance**: squared difference of restored forget images from the oracles', where 1 is that between oracles.
-- **Cost**: processor time as a share of the original's training, in the same process; other work shared the machine.
+- **Cost**: processor time as a share of that of the original's training; other work shared the machine.
 """
 
 
