@@ -68,6 +68,10 @@ def draw(cells: Cells, board: Board) -> Figure:
         _draw_request(panel, cells, board, request)
     for panel in panels[len(there) :]:
         panel.remove()
+    known = {
+        label: handle for panel in figure.axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=7, fontsize=7, frameon=False)
     return figure
 
 
@@ -83,6 +87,8 @@ def _introduction(cells: Cells, board: Board) -> str:
     full = max(counts, default=0)
     incomplete = sum(0 < count < len(board.seeds) for count in counts)
     lacking = f" {incomplete} rows have fewer originals; `n` says how many." if incomplete else ""
+    missing = [f"{each.corpus}, {each.kind}" for each in requests(board) if f"{each.title} · oracles" not in cells]
+    lacking += f" **Not computed yet**: {'; '.join(missing)}." if missing else ""
     budgets = " and ".join(f"{budget:.0%}" for budget in board.budgets)
     return f"""# Leaderboard: methods for classifiers
 
@@ -287,7 +293,8 @@ def _draw_request(panel: Axes, cells: Cells, board: Board, request: Request) -> 
             if found and all(cell["gap"] is not None for cell in found):
                 across = 100 * statistics.mean(cell["share of a retrain"] for cell in found)
                 up = statistics.mean(cell["gap"] for cell in found)
-                panel.plot(across, up, "x" if entry.control else "osv^DPX"[number % 7], color=f"C{number % 10}")
+                marker = "x" if entry.control else "osv^DPX"[number % 7]
+                panel.plot(across, up, marker, color=f"C{number % 10}", label=name, linestyle="none")
                 points.append((across, up, name))
     front = _front(points)
     panel.plot([across for across, _, _ in front], [up for _, up, _ in front], color="black", linewidth=0.8)
