@@ -1,7 +1,5 @@
 """The page of the benchmark of image-to-image models says what its results say."""
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -9,17 +7,6 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("i2i", "_i2i", "_cifar10", "_results")
-
-
-@pytest.fixture(autouse=True)
-def _on_the_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if name.startswith(MODULES):
-            del sys.modules[name]
 
 
 @pytest.mark.data

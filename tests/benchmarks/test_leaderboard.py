@@ -1,26 +1,13 @@
 """The leaderboard: its page says what its results say, and its smallest size runs and goes on where it stopped."""
 
 import json
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-RESULTS = sorted((BENCHMARKS / "results").glob("classifiers-*-quick.json"))
-
-
-@pytest.fixture(autouse=True)
-def _on_the_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:  # modules of the benchmarks keep models and paths of this test
-        if name.startswith(("_board", "_cifar10", "_results", "classifiers", "recommending")):
-            del sys.modules[name]
+RESULTS = sorted((Path(__file__).parents[2] / "benchmarks" / "results").glob("classifiers-*-quick.json"))
 
 
 def cell(gap: float, **values: float) -> dict[str, Any]:
