@@ -17,6 +17,7 @@ import tiny
 from expunge import Classification
 from expunge.errors import DataError, LabelError, ModelError, NonFiniteDataError, SettingError, ShapeError
 from expunge.networks import all_cnn, mlp
+from expunge.tasks import asked_once
 
 TASK = tiny.TASK
 
@@ -316,3 +317,38 @@ def test_losses_match_torch_on_a_whole_set() -> None:
     data, model = tiny.vectors(), mlp(tiny.FEATURES, 4)
     losses = TASK.losses(model, TASK.stack(data.tensors))
     assert torch.allclose(losses, F.cross_entropy(model(data.tensors[0]), data.tensors[1], reduction="none"))
+
+
+class Counting(nn.Module):
+    """Counts the batches it is asked about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mlp(12, tiny.CLASSES)
+        self.asked = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.asked += 1
+        return self.inner(inputs)
+
+
+def test_a_model_is_asked_once_about_a_batch_and_says_the_same() -> None:
+    model, batches = Counting().eval(), [TASK.stack(tiny.vectors(5, seed=seed).tensors) for seed in (0, 1)]
+    apart = [(TASK.quality(model, batch), TASK.signal(model, batch), TASK.losses(model, batch)) for batch in batches]
+    assert model.asked == 6
+    with asked_once():
+        for batch, (quality, signal, losses) in zip(batches, apart, strict=True):
+            TASK.outputs(model, batch).zero_()  # no task that changes what it is given spoils what others are given
+            assert torch.equal(TASK.quality(model, batch)["accuracy"], quality["accuracy"])
+            assert torch.equal(TASK.signal(model, batch), signal)
+            assert torch.equal(TASK.losses(model, batch), losses)
+            assert TASK.features(model, batch).shape == (20, 64)
+    assert model.asked == 6 + 4  # the features are read off in a pass of their own
+    TASK.outputs(model, batches[0])
+    assert model.asked == 11
+
+
+def test_another_model_is_asked_itself() -> None:
+    first, second, batch = Counting().eval(), Counting().eval(), TASK.stack(tiny.vectors(5).tensors)
+    with asked_once():
+        assert not torch.equal(TASK.outputs(first, batch), TASK.outputs(second, batch))

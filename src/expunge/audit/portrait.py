@@ -18,7 +18,7 @@ from expunge.audit.rewording import reworded
 from expunge.audit.settings import AuditSettings
 from expunge.audit.stress import quantised
 from expunge.data import MapDataset, subset
-from expunge.tasks import Batch, Task
+from expunge.tasks import Batch, Task, asked_once
 from expunge.training import Run, over_batches
 from expunge.training.seeds import generator
 
@@ -171,16 +171,18 @@ class Sitting:
 
 
 def _seen(task: Task, model: nn.Module, batch: Batch) -> Observation:
+    with asked_once():
+        amounts = task.answers(task.outputs(model, batch))
+        quality, signal, losses = task.quality(model, batch), task.signal(model, batch), task.losses(model, batch)
     groups = np.asarray(list(task.groups(batch)))
-    amounts = task.answers(task.outputs(model, batch))
     kinds, shares = np.asarray(list(amounts)), np.empty((len(groups), 0))
     if amounts:
         shares = torch.stack(list(amounts.values()), 1).double().cpu().numpy()
     return Observation(
-        {name: _array(values) for name, values in task.quality(model, batch).items()},
+        {name: _array(values) for name, values in quality.items()},
         groups,
-        _array(task.signal(model, batch)),
-        _scores(kinds, shares, groups) | {LOSS: -_array(task.losses(model, batch))},
+        _array(signal),
+        _scores(kinds, shares, groups) | {LOSS: -_array(losses)},
         kinds[shares.argmax(1)] if amounts else None,
     )
 
