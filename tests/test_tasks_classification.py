@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 
 import tiny
 from expunge import Classification
+from expunge.audit.portrait import _seen
 from expunge.errors import DataError, LabelError, ModelError, NonFiniteDataError, SettingError, ShapeError
 from expunge.networks import all_cnn, mlp
 from expunge.tasks import asked_once
@@ -346,6 +347,27 @@ def test_a_model_is_asked_once_about_a_batch_and_says_the_same() -> None:
     assert model.asked == 6 + 4  # the features are read off in a pass of their own
     TASK.outputs(model, batches[0])
     assert model.asked == 11
+
+
+class Halved(Classification):
+    """Asks a model whose head is halved for the while."""
+
+    def signal(self, model: nn.Module, batch: Any) -> Tensor:
+        head = self.head_of(model)
+        with torch.no_grad():
+            head.weight.mul_(0.5)
+            found = super().signal(model, batch)
+            head.weight.mul_(2)
+        return found
+
+
+def test_the_audit_reads_a_task_of_the_users_own_as_the_task_says() -> None:
+    model, batch = mlp(12, tiny.CLASSES).eval(), TASK.stack(tiny.vectors(5).tensors)
+    for task in (TASK, Halved(tiny.CLASSES)):
+        with torch.inference_mode():
+            seen = _seen(task, model, batch)
+        assert seen.signals.tolist() == task.signal(model, batch).double().tolist()
+    assert not torch.equal(Halved(tiny.CLASSES).signal(model, batch), TASK.signal(model, batch))
 
 
 def test_another_model_is_asked_itself() -> None:

@@ -1,6 +1,6 @@
 """Reading the inputs of examples, for every task whose input is one tensor."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, cast
@@ -14,7 +14,7 @@ from transformers.utils.generic import ModelOutput
 from expunge.errors import DataError, ModelError, NonFiniteDataError, ShapeError
 
 _Said = tuple[nn.Module, Tensor, Tensor]
-_said: ContextVar[list[_Said] | None] = ContextVar("what models said", default=None)
+_said: ContextVar[list[_Said] | None] = ContextVar("what a model said last", default=None)
 
 
 def as_tensor(value: Any) -> Tensor:
@@ -51,8 +51,11 @@ def require_finite_floats(inputs: Tensor) -> None:
 
 
 @contextmanager
-def asked_once() -> Iterator[None]:
-    """Within it, a model that does not change is asked once about a batch, however many things are read off it."""
+def asked_once() -> Generator[None]:
+    """Within it, a model that is asked about one batch again, and again, is asked once.
+
+    Not for readings that change the model in between, or that ask it for what it draws.
+    """
     before = _said.set([])
     try:
         yield
@@ -69,11 +72,10 @@ def call(model: nn.Module, inputs: Tensor) -> Tensor:
     said = _said.get()
     if said is None:
         return _call(model, inputs)
-    for known, about, outputs in said:
-        if known is model and about is inputs:
-            return outputs.clone()  # a task may change what it is given
+    if said and said[0][0] is model and said[0][1] is inputs:
+        return said[0][2].clone()  # a task may change what it is given
     outputs = _call(model, inputs)
-    said.append((model, inputs, outputs.clone()))
+    said[:] = [(model, inputs, outputs.clone())]
     return outputs
 
 
